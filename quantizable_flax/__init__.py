@@ -1,0 +1,22 @@
+"""Quantizable Transformers in JAX/Flax: clipped softmax, gated attention, INT8 evaluation."""
+
+from quantizable_flax.attention.attention import MultiHeadAttention, attention_fn
+from quantizable_flax.attention.gate import GateConfig
+from quantizable_flax.attention.softmax import clipped_softmax, make_softmax, softmax
+from quantizable_flax.config import default_config
+from quantizable_flax.errors import UserError
+from quantizable_flax.models.registry import build_model
+from quantizable_flax.quantization.spec import QuantSpec
+
+__all__ = [
+    "GateConfig",
+    "MultiHeadAttention",
+    "QuantSpec",
+    "UserError",
+    "attention_fn",
+    "build_model",
+    "clipped_softmax",
+    "default_config",
+    "make_softmax",
+    "softmax",
+]

@@ -1,0 +1,144 @@
+"""Multi-head attention as scores -> probabilities -> context -> gate, each step replaceable."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quantizable_flax.attention.gate import Gate, GateConfig
+from quantizable_flax.attention.softmax import SoftmaxFn, make_softmax, softmax
+from quantizable_flax.errors import UserError
+from quantizable_flax.quantization.layers import Dense
+from quantizable_flax.quantization.sites import Site, record
+from quantizable_flax.quantization.spec import QuantSpec
+from quantizable_flax.quantization.statistics import zero_share
+
+
+class MultiHeadAttention(nn.Module):
+    """Self-attention with a free choice of softmax and gate.
+
+    The order is the paper's: scores, scale, mask, softmax (float32), stretch and clip, dropout,
+    times V, gate, output projection.
+
+    Attributes:
+      num_heads: H; must divide the width of x.
+      softmax_fn: `(scores, mask) -> probs`, see `make_softmax`.
+      gate: which gate multiplies the context, None for no gate.
+      dropout_rate: of the probabilities, in [0, 1).
+      kernel_init: initialiser of the four projections.
+      dtype: compute dtype; softmax and gate are float32 whatever it is.
+      quant: how weights and activations are quantized.
+      output_projection: False returns the merged context, as the original's inner module does.
+    """
+
+    num_heads: int
+    softmax_fn: SoftmaxFn = softmax
+    gate: GateConfig | None = None
+    dropout_rate: float = 0.0
+    kernel_init: Callable = nn.initializers.normal(0.02)
+    dtype: Any = jnp.float32
+    quant: QuantSpec | None = None
+    output_projection: bool = True
+
+    @nn.compact
+    def __call__(
+        self, x_BxTxD: jax.Array, mask: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """Returns [B, T, D]; mask broadcasts to [B, H, T, T], True where a key is visible."""
+        width = x_BxTxD.shape[-1]
+        if width % self.num_heads:
+            raise UserError(
+                f"the number of heads must divide the hidden size, found {self.num_heads} heads "
+                f"and hidden size {width}."
+            )
+        q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
+            self._heads(x_BxTxD, name) for name in ("query", "key", "value")
+        )
+        scores_BxHxTxS = attention_scores(q_BxTxHxK, k_BxTxHxK)
+        scores_BxHxTxS = Site(self.quant, name="scores")(scores_BxHxTxS)
+        probs_BxHxTxS = self.softmax_fn(scores_BxHxTxS, mask)
+        record(self, "zero_share", lambda: zero_share(probs_BxHxTxS, mask))
+        probs_BxHxTxS = Site(self.quant, name="probs")(probs_BxHxTxS)
+        probs_BxHxTxS = nn.Dropout(self.dropout_rate, deterministic=not train)(probs_BxHxTxS)
+        context_BxTxHxK = attention_context(probs_BxHxTxS, v_BxTxHxK)
+        if self.gate is not None:
+            gate_BxTxHx1 = Gate(self.gate, self.num_heads, name="gate")(x_BxTxD)
+            context_BxTxHxK = context_BxTxHxK * gate_BxTxHx1.astype(context_BxTxHxK.dtype)
+        context_BxTxD = Site(self.quant, name="context")(context_BxTxHxK.reshape(x_BxTxD.shape))
+        if not self.output_projection:
+            return context_BxTxD
+        return self._dense(width, ("heads", "embed"), "output")(context_BxTxD)
+
+    def _heads(self, x_BxTxD: jax.Array, name: str) -> jax.Array:
+        y_BxTxD = self._dense(x_BxTxD.shape[-1], ("embed", "heads"), name)(x_BxTxD)
+        return y_BxTxD.reshape(*y_BxTxD.shape[:-1], self.num_heads, -1)
+
+    def _dense(self, features: int, axes: tuple[str, str], name: str) -> Dense:
+        return Dense(
+            features,
+            axes=axes,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            quant=self.quant,
+            name=name,
+        )
+
+
+def attention_scores(q_BxTxHxK: jax.Array, k_BxSxHxK: jax.Array) -> jax.Array:
+    """`q . k / sqrt(d)` in float32: [B, H, T, S]."""
+    scores = jnp.einsum("BTHK,BSHK->BHTS", q_BxTxHxK, k_BxSxHxK, preferred_element_type=jnp.float32)
+    return scores / math.sqrt(q_BxTxHxK.shape[-1])
+
+
+def attention_context(probs_BxHxTxS: jax.Array, v_BxSxHxK: jax.Array) -> jax.Array:
+    """Sum of the values weighted by the probabilities, in v's dtype: [B, T, H, K]."""
+    return jnp.einsum("BHTS,BSHK->BTHK", probs_BxHxTxS.astype(v_BxSxHxK.dtype), v_BxSxHxK)
+
+
+def attention_fn(
+    softmax: str = "clipped",
+    *,
+    gamma: float | None = None,
+    zeta: float | None = None,
+    alpha: float | None = None,
+    seq_len: int | None = None,
+) -> Callable[..., jax.Array]:
+    """Returns a drop-in `attention_fn` for `flax.linen.MultiHeadDotProductAttention`.
+
+    For example `nn.MultiHeadDotProductAttention(8, attention_fn=attention_fn("clipped",
+    gamma=-0.025))`. Arguments are those of `make_softmax`.
+
+    Raises:
+      UserError: as `make_softmax`.
+    """
+    softmax_fn = make_softmax(softmax, gamma=gamma, zeta=zeta, alpha=alpha, seq_len=seq_len)
+
+    def attend(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        broadcast_dropout: bool = True,
+        dropout_rng: jax.Array | None = None,
+        dropout_rate: float = 0.0,
+        deterministic: bool = False,
+        **_: Any,
+    ) -> jax.Array:
+        """[B, T, H, K] queries, [B, S, H, K] keys and values -> [B, T, H, K]."""
+        scores = attention_scores(query, key)
+        if bias is not None:
+            scores = scores + bias
+        probs = softmax_fn(scores, mask)
+        if dropout_rate > 0.0 and not deterministic:
+            keep = 1.0 - dropout_rate
+            # Broadcast means one mask for all of the batch and heads, as Flax does it.
+            shape = (1,) * (probs.ndim - 2) + probs.shape[-2:] if broadcast_dropout else probs.shape
+            kept = jax.random.bernoulli(dropout_rng, keep, shape)
+            probs = jnp.where(kept, probs / keep, 0.0)
+        return attention_context(probs, value)
+
+    return attend

@@ -1,0 +1,117 @@
+"""The gate on each head's output, `sigmoid(G_h(x))` (arXiv 2306.12929, section 4.2, table 4)."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.quantization.sites import record
+
+KINDS = ("linear", "mlp", "all_heads_linear", "unconditional")
+GRANULARITIES = ("token", "head")
+
+
+@dataclasses.dataclass(frozen=True)
+class GateConfig:
+    """Which gate, and how it starts.
+
+    Attributes:
+      kind: "linear" (on the head's own slice of x), "mlp" (the same with one hidden layer),
+        "all_heads_linear" (on the whole x) or "unconditional" (one learned scalar per head).
+      per: "token", or "head" to average the logit over all tokens before the sigmoid.
+      hidden: hidden units of the mlp (the paper uses 4 and 64).
+      pi_init: the probability at which every gate starts, in (0, 1); its logit is the bias. The
+        original honours it for "linear" only, here it holds for all kinds.
+      init_std: standard deviation of the gate's initial weights.
+      finetune: scale the conditional gates by 1 / pi_init, so that gates put on a finished model
+        leave it unchanged at the start (use a small init_std: 0.01 BERT, 0.001 OPT).
+    """
+
+    kind: str = "linear"
+    per: str = "token"
+    hidden: int = 4
+    pi_init: float = 0.5
+    init_std: float = 0.02
+    finetune: bool = False
+
+    def __post_init__(self):
+        """Raises UserError for a field outside its domain."""
+        if self.kind not in KINDS:
+            raise UserError(
+                f"attention gate must be none or one of {', '.join(KINDS)}, found {self.kind!r}"
+                f"{nearest(self.kind, (*KINDS, 'none'))}."
+            )
+        if self.per not in GRANULARITIES:
+            raise UserError(
+                f"attention gate_per must be token or head, found {self.per!r}"
+                f"{nearest(self.per, GRANULARITIES)}."
+            )
+        if not 0.0 < self.pi_init < 1.0:
+            raise UserError(f"attention gate_pi_init must be in (0, 1), found {self.pi_init}.")
+        if self.hidden < 1:
+            raise UserError(f"attention gate_hidden must be at least 1, found {self.hidden}.")
+
+    @property
+    def scale(self) -> float:
+        """The factor on the gate; as in the original, never on the unconditional one."""
+        return 1.0 / self.pi_init if self.finetune and self.kind != "unconditional" else 1.0
+
+
+class Gate(nn.Module):
+    """Computes the gate of every head, in float32 and never quantized.
+
+    Attributes:
+      config: which gate.
+      num_heads: H; must divide the width of x.
+    """
+
+    config: GateConfig
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
+        """Returns the factor on each head's context, [B, T or 1, H, 1]."""
+        x_BxTxD = x_BxTxD.astype(jnp.float32)
+        logits_BxTxH = self._logits(x_BxTxD)
+        if self.config.per == "head":
+            logits_BxTxH = jnp.mean(logits_BxTxH, axis=1, keepdims=True)
+        gate_BxTxH = nn.sigmoid(logits_BxTxH)
+        record(self, "mean", lambda: jnp.mean(gate_BxTxH, axis=1))
+        return (self.config.scale * gate_BxTxH)[..., None]
+
+    def _logits(self, x_BxTxD: jax.Array) -> jax.Array:
+        config, heads, width = self.config, self.num_heads, x_BxTxD.shape[-1]
+        if config.kind == "unconditional":
+            logit = self._param("logit", (heads,), ("heads",), _logit(config.pi_init))
+            return jnp.broadcast_to(logit, (x_BxTxD.shape[0], 1, heads))
+        bias = self._param("bias", (heads,), ("heads",), _logit(config.pi_init))
+        if config.kind == "all_heads_linear":
+            kernel = self._param("kernel", (width, heads), ("embed", "heads"))
+            return jnp.einsum("BTD,DH->BTH", x_BxTxD, kernel) + bias
+        size = width // heads
+        x_BxTxHxK = x_BxTxD.reshape(*x_BxTxD.shape[:-1], heads, size)
+        if config.kind == "linear":
+            kernel = self._param("kernel", (heads, size), ("heads", None))
+            return jnp.einsum("BTHK,HK->BTH", x_BxTxHxK, kernel) + bias
+        hidden_kernel = self._param(
+            "hidden_kernel", (heads, size, config.hidden), ("heads", None, None)
+        )
+        hidden_bias = self._param("hidden_bias", (heads, config.hidden), ("heads", None), 0.0)
+        kernel = self._param("kernel", (heads, config.hidden), ("heads", None))
+        hidden = nn.relu(jnp.einsum("BTHK,HKN->BTHN", x_BxTxHxK, hidden_kernel) + hidden_bias)
+        return jnp.einsum("BTHN,HN->BTH", hidden, kernel) + bias
+
+    def _param(self, name, shape, axes, constant: float | None = None) -> jax.Array:
+        init = (
+            nn.initializers.normal(self.config.init_std)
+            if constant is None
+            else nn.initializers.constant(constant)
+        )
+        return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1.0 - probability))

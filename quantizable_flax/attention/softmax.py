@@ -1,0 +1,121 @@
+"""Softmax and clipped softmax as pure functions of attention scores (arXiv 2306.12929, eq. 4)."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from quantizable_flax.errors import UserError, nearest
+
+KINDS = ("vanilla", "clipped")
+
+SoftmaxFn = Callable[[jax.Array, jax.Array | None], jax.Array]
+
+
+def softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Softmax over the last axis, in float32.
+
+    Args:
+      scores: [..., queries, keys], any floating dtype.
+      mask: broadcastable to `scores`, True where a key is visible; None shows every key.
+
+    Returns:
+      float32 probabilities; a masked key has exactly 0, a row without a visible key is all 0.
+    """
+    scores = scores.astype(jnp.float32)
+    if mask is None:
+        return jax.nn.softmax(scores, axis=-1)
+    mask = mask.astype(bool)
+    probs = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    # Only rows that see nothing still hold weight on masked keys: softmax made them uniform.
+    return jnp.where(jnp.any(mask, axis=-1, keepdims=True), probs, 0.0)
+
+
+def clipped_softmax(
+    scores: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    gamma: float = 0.0,
+    zeta: float = 1.0,
+) -> jax.Array:
+    """`clip((zeta - gamma) * softmax(scores) + gamma, 0, 1)`, paper eq. 4.
+
+    Clipped entries are exactly 0 or 1 and pass no gradient, so a head can do nothing without
+    pushing its scores ever further apart.
+
+    Args:
+      scores: [..., queries, keys].
+      mask: as in `softmax`; masked keys and rows without a visible key stay exactly 0.
+      gamma: lower stretch, <= 0.
+      zeta: upper stretch, >= 1.
+
+    Raises:
+      UserError: gamma > 0 or zeta < 1.
+    """
+    check_stretch(gamma, zeta)
+    probs = softmax(scores, mask)
+    if gamma == 0.0 and zeta == 1.0:
+        return probs
+    stretched = probs * (zeta - gamma) + gamma
+    # Not jnp.clip: at a bound its gradient is halved, the definition passes it whole.
+    stretched = jnp.where(stretched < 0.0, 0.0, stretched)
+    return jnp.where(stretched > 1.0, 1.0, stretched)
+
+
+def check_stretch(gamma: float, zeta: float) -> None:
+    """Raises UserError unless gamma <= 0 and zeta >= 1."""
+    if gamma > 0.0 or zeta < 1.0:
+        raise UserError(
+            f"clipped softmax needs gamma <= 0 and zeta >= 1, found gamma={gamma}, zeta={zeta}."
+        )
+
+
+def make_softmax(
+    kind: str = "vanilla",
+    *,
+    gamma: float | None = None,
+    zeta: float | None = None,
+    alpha: float | None = None,
+    seq_len: int | None = None,
+) -> SoftmaxFn:
+    """Returns the function `(scores, mask) -> probs` that a configuration asks for.
+
+    Args:
+      kind: "vanilla" or "clipped".
+      gamma: lower stretch, <= 0; 0 when neither it nor `alpha` is given.
+      zeta: upper stretch, >= 1; 1 by default.
+      alpha: gives `gamma = -alpha / seq_len` (paper section 4.1), exclusive with `gamma`.
+      seq_len: the training sequence length T, in tokens; needed with `alpha` alone.
+
+    Raises:
+      UserError: unknown kind, both of gamma and alpha, alpha without seq_len, or a stretch out
+        of its bounds.
+    """
+    if kind not in KINDS:
+        raise UserError(
+            f"attention softmax must be one of {', '.join(KINDS)}, found {kind!r}"
+            f"{nearest(kind, KINDS)}."
+        )
+    if kind == "vanilla":
+        if any(value is not None for value in (gamma, zeta, alpha)):
+            raise UserError(
+                "gamma, zeta and alpha belong to softmax='clipped', found softmax='vanilla': "
+                "set the softmax to 'clipped' or leave them unset."
+            )
+        return softmax
+    if gamma is not None and alpha is not None:
+        raise UserError(
+            f"clipped softmax takes gamma or alpha, found gamma={gamma} and alpha={alpha}: "
+            "leave one of them unset."
+        )
+    if alpha is not None:
+        if not seq_len or alpha < 0:
+            raise UserError(
+                "clipped softmax with alpha needs alpha >= 0 and the training sequence length, "
+                f"found alpha={alpha}, sequence length {seq_len}."
+            )
+        gamma = -alpha / seq_len
+    gamma, zeta = gamma or 0.0, 1.0 if zeta is None else zeta
+    check_stretch(gamma, zeta)
+    return functools.partial(clipped_softmax, gamma=gamma, zeta=zeta)

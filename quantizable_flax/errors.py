@@ -1,0 +1,17 @@
+"""The one exception for mistakes that a user can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """One clear sentence: what was expected, what was found, what to do.
+
+    The command lines print it without a stack trace and exit with status 2.
+    """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Returns `; did you mean 'x'?` for the closest valid name, or an empty string."""
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

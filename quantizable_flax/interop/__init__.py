@@ -1,0 +1,30 @@
+"""Weights of the original implementation and of Hugging Face, in and out."""
+
+from collections.abc import Mapping
+
+import ml_collections
+import numpy as np
+
+from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.interop.bert import bert_params
+from quantizable_flax.interop.torch_layout import Tree
+
+READERS = {"bert": bert_params}
+
+
+def from_state_dict(mapping: Mapping[str, np.ndarray], config: ml_collections.ConfigDict) -> Tree:
+    """Returns the `params` of `build_model(config)` from tensors under their original names.
+
+    Args:
+      mapping: original tensor name -> array in PyTorch's layout (a `state_dict` as numpy).
+      config: as for `build_model`.
+
+    Raises:
+      UserError: unknown model, a missing tensor, a wrong shape, or a tensor without a place.
+    """
+    name = config.model.name
+    if name not in READERS:
+        raise UserError(
+            f"model.name must be one of {', '.join(READERS)}, found {name!r}{nearest(name, READERS)}."
+        )
+    return READERS[name](mapping, config)

@@ -1,0 +1,99 @@
+"""BERT weights under their original names (Hugging Face's, plus `alpha.*` for gates) as our params."""
+
+from collections.abc import Mapping
+
+import ml_collections
+import numpy as np
+
+from quantizable_flax.interop.torch_layout import TensorReader, Tree
+
+# Aliases of tied tensors, buffers, and parts of a checkpoint that masked LM does not use.
+IGNORABLE = (
+    "position_ids",
+    "cls.predictions.decoder.weight",
+    "cls.predictions.decoder.bias",
+    "bert.pooler.dense.weight",
+    "bert.pooler.dense.bias",
+    "cls.seq_relationship.weight",
+    "cls.seq_relationship.bias",
+)
+
+
+def bert_params(mapping: Mapping[str, np.ndarray], config: ml_collections.ConfigDict) -> Tree:
+    """Returns the `params` tree of `BertForMaskedLM`, numpy float32.
+
+    Raises:
+      UserError: a missing tensor, a wrong shape, or a tensor without a place.
+    """
+    model, reader = config.model, TensorReader(mapping)
+    width = model.hidden_size
+    params: Tree = {
+        "embeddings": {
+            "word": reader.embedding("bert.embeddings.word_embeddings", model.vocab_size, width),
+            "position": reader.embedding(
+                "bert.embeddings.position_embeddings", model.max_position_embeddings, width
+            ),
+            "token_type": reader.embedding(
+                "bert.embeddings.token_type_embeddings", model.type_vocab_size, width
+            ),
+            "layer_norm": reader.layer_norm("bert.embeddings.LayerNorm", width),
+        },
+        "mlm_head": {
+            "dense": reader.linear("cls.predictions.transform.dense", width, width),
+            "layer_norm": reader.layer_norm("cls.predictions.transform.LayerNorm", width),
+            "bias": reader.take("cls.predictions.bias", (model.vocab_size,)),
+        },
+    }
+    for i in range(model.num_layers):
+        params[f"layer_{i}"] = _layer(reader, f"bert.encoder.layer.{i}.", model)
+    reader.check_all_used(IGNORABLE)
+    return params
+
+
+def _layer(reader: TensorReader, prefix: str, model: ml_collections.ConfigDict) -> Tree:
+    width, inner = model.hidden_size, model.intermediate_size
+    attention = attention_params(reader, f"{prefix}attention.self.", width, model)
+    attention["output"] = reader.linear(f"{prefix}attention.output.dense", width, width)
+    return {
+        "attention": attention,
+        "attention_layer_norm": reader.layer_norm(f"{prefix}attention.output.LayerNorm", width),
+        "ffn_in": reader.linear(f"{prefix}intermediate.dense", width, inner),
+        "ffn_out": reader.linear(f"{prefix}output.dense", inner, width),
+        "ffn_layer_norm": reader.layer_norm(f"{prefix}output.LayerNorm", width),
+    }
+
+
+def attention_params(
+    reader: TensorReader, prefix: str, width: int, model: ml_collections.ConfigDict
+) -> Tree:
+    """The original's inner attention module: query, key, value and gate, no output projection."""
+    params: Tree = {
+        name: reader.linear(f"{prefix}{name}", width, width) for name in ("query", "key", "value")
+    }
+    if model.attention.gate != "none":
+        params["gate"] = gate_params(reader, f"{prefix}alpha", width, model)
+    return params
+
+
+def gate_params(
+    reader: TensorReader, name: str, width: int, model: ml_collections.ConfigDict
+) -> Tree:
+    """The gate's `alpha` tensors; the original keeps one small module per head, we stack them."""
+    heads, size, hidden = model.num_heads, width // model.num_heads, model.attention.gate_hidden
+    kind = model.attention.gate
+    if kind == "unconditional":
+        return {"logit": reader.take(name, (heads,))}
+    if kind == "all_heads_linear":
+        return reader.linear(name, width, heads)
+    last = ".2" if kind == "mlp" else ""
+    inputs = hidden if kind == "mlp" else size
+    outer = [reader.linear(f"{name}.{h}{last}", inputs, 1) for h in range(heads)]
+    params: Tree = {
+        "kernel": np.stack([np.ravel(part["kernel"]) for part in outer]),
+        "bias": np.concatenate([np.ravel(part["bias"]) for part in outer]),
+    }
+    if kind == "mlp":
+        inner = [reader.linear(f"{name}.{h}.0", size, hidden) for h in range(heads)]
+        params["hidden_kernel"] = np.stack([part["kernel"] for part in inner])
+        params["hidden_bias"] = np.stack([part["bias"] for part in inner])
+    return params

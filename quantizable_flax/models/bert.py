@@ -1,0 +1,221 @@
+"""BERT for masked language modelling: post-LN, erf GELU, tied decoder (arXiv 1810.04805)."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quantizable_flax.attention.attention import MultiHeadAttention
+from quantizable_flax.attention.gate import GateConfig
+from quantizable_flax.attention.softmax import SoftmaxFn, softmax
+from quantizable_flax.models.losses import masked_token_loss, select_labelled
+from quantizable_flax.quantization.layers import Dense, Embed, LayerNorm
+from quantizable_flax.quantization.sites import Site
+from quantizable_flax.quantization.spec import QuantSpec
+
+gelu = functools.partial(nn.gelu, approximate=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Sizes and switches; the defaults are BERT-base. Rates in [0, 1), lengths in tokens.
+
+    Attributes:
+      max_predictions: 0 computes the loss over all positions; n > 0 gathers the first n labelled
+        positions of each sequence before the decoder, so no sequence may have more than n labels.
+      pad_token_id: its embedding row gets no gradient from the lookup.
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    pad_token_id: int | None = 0
+    max_predictions: int = 0
+    dtype: Any = jnp.float32
+    softmax_fn: SoftmaxFn = softmax
+    gate: GateConfig | None = None
+    quant: QuantSpec | None = None
+
+    @property
+    def kernel_init(self):
+        """N(0, initializer_range) for every weight matrix and table."""
+        return nn.initializers.normal(self.initializer_range)
+
+    def dense(self, features: int, axes: tuple[str, str], **options: Any) -> Dense:
+        """A Dense layer with this configuration's initialiser, dtype and quantization."""
+        shared = dict(kernel_init=self.kernel_init, dtype=self.dtype, quant=self.quant)
+        return Dense(features, axes=axes, **{**shared, **options})
+
+    def layer_norm(self, **options: Any) -> LayerNorm:
+        """A LayerNorm with this configuration's epsilon, dtype and quantization."""
+        shared = dict(epsilon=self.layer_norm_eps, dtype=self.dtype, quant=self.quant)
+        return LayerNorm(**{**shared, **options})
+
+    def embed(self, rows: int, axes: tuple[str | None, str], **options: Any) -> Embed:
+        """A table with this configuration's width, initialiser, dtype and quantization."""
+        return Embed(
+            rows,
+            self.hidden_size,
+            axes=axes,
+            embedding_init=self.kernel_init,
+            dtype=self.dtype,
+            quant=self.quant,
+            **options,
+        )
+
+
+class BertEmbeddings(nn.Module):
+    """Sum of word, token-type and position embeddings, LayerNorm, dropout."""
+
+    config: BertConfig
+
+    def setup(self):
+        """Declares the tables; `word` is shared with the decoder."""
+        c = self.config
+        self.word = c.embed(c.vocab_size, ("vocab", "embed"), frozen_id=c.pad_token_id)
+        self.token_type = c.embed(c.type_vocab_size, (None, "embed"))
+        self.position = c.embed(c.max_position_embeddings, (None, "embed"))
+        self.word_type_sum = Site(c.quant)
+        self.position_sum = Site(c.quant)
+        self.layer_norm = c.layer_norm()
+        self.dropout = nn.Dropout(c.hidden_dropout)
+
+    def __call__(
+        self, input_ids_BxT: jax.Array, token_type_ids_BxT: jax.Array | None, *, train: bool
+    ) -> jax.Array:
+        """Returns [B, T, D]."""
+        if token_type_ids_BxT is None:
+            token_type_ids_BxT = jnp.zeros_like(input_ids_BxT)
+        x = self.word_type_sum(self.word(input_ids_BxT) + self.token_type(token_type_ids_BxT))
+        positions_T = jnp.arange(input_ids_BxT.shape[1])
+        x = self.position_sum(x + self.position(positions_T)[None])
+        return self.dropout(self.layer_norm(x), deterministic=not train)
+
+
+class BertLayer(nn.Module):
+    """Attention and FFN, each followed by dropout, residual sum and LayerNorm."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array, mask: jax.Array | None, *, train: bool) -> jax.Array:
+        """Returns [B, T, D]; mask broadcasts to [B, H, T, T]."""
+        c = self.config
+        y = MultiHeadAttention(
+            c.num_heads,
+            softmax_fn=c.softmax_fn,
+            gate=c.gate,
+            dropout_rate=c.attention_dropout,
+            kernel_init=c.kernel_init,
+            dtype=c.dtype,
+            quant=c.quant,
+            name="attention",
+        )(x_BxTxD, mask, train=train)
+        x_BxTxD = self._add_and_norm("attention", x_BxTxD, y, train)
+        y = c.dense(c.intermediate_size, ("embed", "mlp"), activation=gelu, name="ffn_in")(x_BxTxD)
+        y = c.dense(c.hidden_size, ("mlp", "embed"), name="ffn_out")(y)
+        return self._add_and_norm("ffn", x_BxTxD, y, train)
+
+    def _add_and_norm(self, block: str, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
+        c = self.config
+        y = nn.Dropout(c.hidden_dropout, deterministic=not train)(y)
+        x = Site(c.quant, name=f"{block}_residual")(x + y)
+        return c.layer_norm(name=f"{block}_layer_norm")(x)
+
+
+class MlmHead(nn.Module):
+    """Dense, GELU, LayerNorm before the tied decoder; in floating point in every setup."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, word: Embed) -> jax.Array:
+        """[..., D] -> float32 logits [..., V]."""
+        c = self.config
+        x = c.dense(c.hidden_size, ("embed", "mlp"), activation=gelu, quant=None, name="dense")(x)
+        x = c.layer_norm(quant=None, name="layer_norm")(x)
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+        bias = self.param("bias", zeros, (c.vocab_size,), jnp.float32)
+        return word.attend(x).astype(jnp.float32) + bias
+
+
+class BertForMaskedLM(nn.Module):
+    """The whole model; `loss` is what training and evaluation call."""
+
+    config: BertConfig
+
+    def setup(self):
+        """Declares embeddings, layers and head."""
+        c = self.config
+        self.embeddings = BertEmbeddings(c)
+        self.layers = [BertLayer(c, name=f"layer_{i}") for i in range(c.num_layers)]
+        self.mlm_head = MlmHead(c)
+
+    def encode(
+        self,
+        input_ids_BxT: jax.Array,
+        attention_mask_BxT: jax.Array | None = None,
+        token_type_ids_BxT: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """Returns the last hidden states [B, T, D]."""
+        x = self.embeddings(input_ids_BxT, token_type_ids_BxT, train=train)
+        mask = None
+        if attention_mask_BxT is not None:
+            mask = attention_mask_BxT.astype(bool)[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, mask, train=train)
+        return x
+
+    def __call__(
+        self,
+        input_ids_BxT: jax.Array,
+        attention_mask_BxT: jax.Array | None = None,
+        token_type_ids_BxT: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """Returns float32 logits [B, T, V].
+
+        Args:
+          input_ids_BxT: token ids; T at most `max_position_embeddings`.
+          attention_mask_BxT: 1 for a token, 0 for padding; None shows every token.
+          token_type_ids_BxT: segment ids; None means all 0.
+          train: True applies dropout and needs a "dropout" rng.
+        """
+        x = self.encode(input_ids_BxT, attention_mask_BxT, token_type_ids_BxT, train=train)
+        return self.mlm_head(x, self.embeddings.word)
+
+    def loss(
+        self, batch: dict[str, jax.Array], *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (summed cross-entropy in nats [B], number of labelled tokens [B]).
+
+        Args:
+          batch: `input_ids` and `labels` [B, T] (-100: no label), optionally `attention_mask`
+            and `token_type_ids`.
+          train: as in `__call__`.
+        """
+        x_BxTxD = self.encode(
+            batch["input_ids"],
+            batch.get("attention_mask"),
+            batch.get("token_type_ids"),
+            train=train,
+        )
+        labels_BxT = batch["labels"]
+        if self.config.max_predictions:
+            x_BxTxD, labels_BxT = select_labelled(x_BxTxD, labels_BxT, self.config.max_predictions)
+        logits = self.mlm_head(x_BxTxD, self.embeddings.word)
+        return masked_token_loss(logits, labels_BxT)

@@ -1,0 +1,66 @@
+"""The uniform affine grid: scale, zero point, bounds (arXiv 2306.12929, section 2)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Grid(NamedTuple):
+    """A grid of integers `q` in [lower, upper] that stand for `scale * (q - zero_point)`.
+
+    Attributes:
+      scale: float32, a scalar or broadcastable to the tensor; in the tensor's unit per step.
+      zero_point: float32 holding an integer, same shape as scale.
+      lower: smallest integer (array or Python number).
+      upper: largest integer.
+    """
+
+    scale: jax.Array
+    zero_point: jax.Array
+    lower: jax.Array | float
+    upper: jax.Array | float
+
+
+MIN_MAX = 1e-8  # a range always reaches this far above 0, so that no scale is 0
+
+
+def asymmetric_grid(x_min: jax.Array, x_max: jax.Array, bits: int) -> Grid:
+    """Unsigned grid [0, 2^bits - 1] over [x_min, x_max], widened to contain 0."""
+    upper = 2.0**bits - 1
+    x_min = jnp.minimum(x_min.astype(jnp.float32), 0.0)
+    x_max = jnp.maximum(x_max.astype(jnp.float32), MIN_MAX)
+    step = (x_max - x_min) / upper
+    # As published, the zero point comes from the step before its floor is applied.
+    zero_point = jnp.clip(jnp.round(-x_min / step), 0.0, upper)
+    return Grid(jnp.maximum(step, MIN_MAX), zero_point, 0.0, upper)
+
+
+def symmetric_grid(x_min: jax.Array, x_max: jax.Array, bits: int) -> Grid:
+    """Grid with zero point 0: signed if any minimum is negative, else unsigned.
+
+    Signed: scale = max|x| / (2^(bits-1) - 1) on [-2^(bits-1), 2^(bits-1) - 1]; unsigned:
+    scale = max / (2^bits - 1) on [0, 2^bits - 1]. One sign serves all channels.
+    """
+    x_min = jnp.minimum(x_min.astype(jnp.float32), 0.0)
+    x_max = jnp.maximum(x_max.astype(jnp.float32), MIN_MAX)
+    signed = jnp.any(x_min < 0.0)
+    upper = jnp.where(signed, 2.0 ** (bits - 1) - 1, 2.0**bits - 1)
+    lower = jnp.where(signed, -(2.0 ** (bits - 1)), 0.0)
+    scale = jnp.maximum(jnp.maximum(-x_min, x_max) / upper, MIN_MAX)
+    return Grid(scale, jnp.zeros_like(scale), lower, upper)
+
+
+def make_grid(x_min: jax.Array, x_max: jax.Array, bits: int, *, symmetric: bool) -> Grid:
+    """Returns the symmetric or the asymmetric grid of a range; bits in 2..16."""
+    return (symmetric_grid if symmetric else asymmetric_grid)(x_min, x_max, bits)
+
+
+def rounded(product: jax.Array) -> jax.Array:
+    """Returns product, rounded to float32 before anything is added to it.
+
+    XLA may contract a product and a following sum into one fused multiply-add, which skips a
+    rounding; on a quantization grid that last bit decides ties. Bounding the product by the
+    largest finite number changes no finite value and keeps the two operations apart.
+    """
+    return jnp.minimum(product, jnp.finfo(jnp.float32).max)

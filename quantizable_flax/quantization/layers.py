@@ -1,0 +1,127 @@
+"""Dense, Embed and LayerNorm whose weights and outputs pass through the tap."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quantizable_flax.quantization.sites import Site, WeightSite
+from quantizable_flax.quantization.spec import QuantSpec
+
+Axes = tuple[str | None, ...]
+
+
+class Dense(nn.Module):
+    """`activation(x @ kernel + bias)`; the activation is fused, so only its result is quantized.
+
+    Attributes:
+      features: width of the output.
+      axes: logical names of the kernel's (input, output) axes, for sharding.
+      kernel_init: initialiser of the kernel; the bias starts at 0.
+      activation: elementwise function, or None.
+      dtype: compute dtype; parameters stay float32.
+      quant: how kernel and output are quantized.
+    """
+
+    features: int
+    axes: Axes = (None, None)
+    kernel_init: Callable = nn.initializers.normal(0.02)
+    activation: Callable[[jax.Array], jax.Array] | None = None
+    dtype: Any = jnp.float32
+    quant: QuantSpec | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., features]."""
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(self.kernel_init, self.axes),
+            (x.shape[-1], self.features),
+            jnp.float32,
+        )
+        bias = self.param(
+            "bias",
+            nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]),
+            (self.features,),
+            jnp.float32,
+        )
+        kernel = WeightSite(self.quant, name="weight")(kernel)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        if self.activation is not None:
+            y = self.activation(y)
+        return Site(self.quant, name="output")(y)
+
+
+class Embed(nn.Module):
+    """A lookup table; `attend` multiplies by its transpose, always in floating point.
+
+    Attributes:
+      num_embeddings: rows of the table.
+      features: width of a row.
+      axes: logical names of the table's axes.
+      embedding_init: initialiser.
+      frozen_id: a row that the lookup gives no gradient (the padding token), or None.
+      dtype: compute dtype.
+      quant: how the table is quantized.
+    """
+
+    num_embeddings: int
+    features: int
+    axes: Axes = (None, None)
+    embedding_init: Callable = nn.initializers.normal(0.02)
+    frozen_id: int | None = None
+    dtype: Any = jnp.float32
+    quant: QuantSpec | None = None
+
+    def setup(self):
+        """Declares the table, shared by the lookup and `attend`."""
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(self.embedding_init, self.axes),
+            (self.num_embeddings, self.features),
+            jnp.float32,
+        )
+        self.weight = WeightSite(self.quant, channel_axis=0)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Integer [...] -> [..., features]."""
+        rows = self.weight(self.embedding)[ids]
+        if self.frozen_id is not None:
+            frozen = (ids == self.frozen_id)[..., None]
+            rows = jnp.where(frozen, jax.lax.stop_gradient(rows), rows)
+        return rows.astype(self.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """[..., features] -> [..., num_embeddings]: logits of a tied decoder, without its bias."""
+        return x.astype(self.dtype) @ self.embedding.astype(self.dtype).T
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, statistics in float32.
+
+    Attributes:
+      epsilon: added to the variance.
+      dtype: dtype of the result.
+      quant: how scale and output are quantized.
+    """
+
+    epsilon: float = 1e-12
+    dtype: Any = jnp.float32
+    quant: QuantSpec | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        width = (x.shape[-1],)
+        ones = nn.with_logical_partitioning(nn.initializers.ones, (None,))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+        scale = self.param("scale", ones, width, jnp.float32)
+        bias = self.param("bias", zeros, width, jnp.float32)
+        scale = WeightSite(self.quant, name="weight")(scale)
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
+        return Site(self.quant, name="output")(y.astype(self.dtype))

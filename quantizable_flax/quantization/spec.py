@@ -1,0 +1,64 @@
+"""What to quantize and how, as one hashable value: `QuantSpec`, and its short name `w8a8`."""
+
+import dataclasses
+import re
+
+from quantizable_flax.errors import UserError, nearest
+
+WEIGHT_ESTIMATORS = ("minmax", "mse")
+MIN_BITS, MAX_BITS = 2, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantSpec:
+    """The published scheme by default: per-tensor, symmetric weights, asymmetric activations.
+
+    Attributes:
+      weight_bits: 2..16, or None to leave weights in floating point.
+      activation_bits: 2..16, or None to leave activations in floating point.
+      weight_estimator: "minmax" or "mse" (grid search).
+      weight_per_channel: one scale per output channel (per row of an embedding table).
+      activation_symmetric: symmetric instead of asymmetric activation grids.
+      momentum: of the running min-max over calibration batches, in [0, 1).
+      percentile: None for min-max, else the p of a (100 - p, p) range, e.g. 99.99.
+    """
+
+    weight_bits: int | None = 8
+    activation_bits: int | None = 8
+    weight_estimator: str = "minmax"
+    weight_per_channel: bool = False
+    activation_symmetric: bool = False
+    momentum: float = 0.9
+    percentile: float | None = None
+
+    def __post_init__(self):
+        """Raises UserError for a field outside its domain."""
+        for field in ("weight_bits", "activation_bits"):
+            bits = getattr(self, field)
+            if bits is not None and not MIN_BITS <= bits <= MAX_BITS:
+                raise UserError(f"quant {field} must be in {MIN_BITS}..{MAX_BITS}, found {bits}.")
+        if self.weight_estimator not in WEIGHT_ESTIMATORS:
+            raise UserError(
+                f"quant.weight_estimator must be one of {', '.join(WEIGHT_ESTIMATORS)}, found "
+                f"{self.weight_estimator!r}{nearest(self.weight_estimator, WEIGHT_ESTIMATORS)}."
+            )
+        if not 0.0 <= self.momentum < 1.0:
+            raise UserError(f"quant.momentum must be in [0, 1), found {self.momentum}.")
+        if self.percentile is not None and not 50.0 < self.percentile <= 100.0:
+            raise UserError(f"quant.percentile must be in (50, 100], found {self.percentile}.")
+
+
+def parse_bits(name: str) -> tuple[int | None, int | None]:
+    """Reads `w8a8`, `w4a8`, `w8` (weights only) or `a8` (activations only) as (weight, activation) bits.
+
+    Raises:
+      UserError: any other text.
+    """
+    match = re.fullmatch(r"(?:w(\d+))?(?:a(\d+))?", name)
+    if not name or match is None:
+        raise UserError(
+            f"a bit width must read like w8a8, w4a8, w8 or a8, found {name!r}: write w for weight "
+            "bits and a for activation bits."
+        )
+    weight, activation = (int(bits) if bits else None for bits in match.groups())
+    return weight, activation
