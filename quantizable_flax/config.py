@@ -4,14 +4,11 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ml_collections
 from absl import flags
-from ml_collections import config_dict
+from ml_collections import ConfigDict, config_dict
 from ml_collections.config_flags import config_flags
 
 from quantizable_flax.errors import UserError, nearest
-
-ConfigDict = ml_collections.ConfigDict
 
 
 def default_config() -> ConfigDict:

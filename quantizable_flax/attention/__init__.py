@@ -1,0 +1,1 @@
+"""The contribution: clipped softmax and gated attention."""

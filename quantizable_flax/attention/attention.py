@@ -133,7 +133,7 @@ def attention_fn(
         if bias is not None:
             scores = scores + bias
         probs = softmax_fn(scores, mask)
-        if dropout_rate > 0.0 and not deterministic:
+        if dropout_rng is not None and dropout_rate > 0.0 and not deterministic:
             keep = 1.0 - dropout_rate
             # Broadcast means one mask for all of the batch and heads, as Flax does it.
             shape = (1,) * (probs.ndim - 2) + probs.shape[-2:] if broadcast_dropout else probs.shape

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.quantization.layers import partitioned_param
 from quantizable_flax.quantization.sites import record
 
 KINDS = ("linear", "mlp", "all_heads_linear", "unconditional")
@@ -110,7 +111,7 @@ class Gate(nn.Module):
             if constant is None
             else nn.initializers.constant(constant)
         )
-        return self.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+        return partitioned_param(self, name, init, shape, axes)
 
 
 def _logit(probability: float) -> float:

@@ -25,6 +25,7 @@ def from_state_dict(mapping: Mapping[str, np.ndarray], config: ml_collections.Co
     name = config.model.name
     if name not in READERS:
         raise UserError(
-            f"model.name must be one of {', '.join(READERS)}, found {name!r}{nearest(name, READERS)}."
+            f"model.name must be one of {', '.join(READERS)}, found {name!r}"
+            f"{nearest(name, READERS)}."
         )
     return READERS[name](mapping, config)

@@ -1,4 +1,4 @@
-"""BERT weights under their original names (Hugging Face's, plus `alpha.*` for gates) as our params."""
+"""BERT weights under their original names: Hugging Face's, plus `alpha.*` for the gates."""
 
 from collections.abc import Mapping
 

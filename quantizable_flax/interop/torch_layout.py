@@ -1,12 +1,13 @@
 """Reading tensors in PyTorch's layout by name, with errors that name the tensor."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from quantizable_flax.errors import UserError, nearest
 
-Tree = dict[str, "np.ndarray | Tree"]
+Tree = dict[str, Any]  # names to numpy arrays or to further trees
 
 
 class TensorReader:

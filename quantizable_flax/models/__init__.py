@@ -1,0 +1,1 @@
+"""Models, each with its loss, and the place that builds them from a configuration."""

@@ -12,7 +12,7 @@ from quantizable_flax.attention.attention import MultiHeadAttention
 from quantizable_flax.attention.gate import GateConfig
 from quantizable_flax.attention.softmax import SoftmaxFn, softmax
 from quantizable_flax.models.losses import masked_token_loss, select_labelled
-from quantizable_flax.quantization.layers import Dense, Embed, LayerNorm
+from quantizable_flax.quantization.layers import Dense, Embed, LayerNorm, partitioned_param
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.spec import QuantSpec
 
@@ -54,12 +54,12 @@ class BertConfig:
 
     def dense(self, features: int, axes: tuple[str, str], **options: Any) -> Dense:
         """A Dense layer with this configuration's initialiser, dtype and quantization."""
-        shared = dict(kernel_init=self.kernel_init, dtype=self.dtype, quant=self.quant)
+        shared = {"kernel_init": self.kernel_init, "dtype": self.dtype, "quant": self.quant}
         return Dense(features, axes=axes, **{**shared, **options})
 
     def layer_norm(self, **options: Any) -> LayerNorm:
         """A LayerNorm with this configuration's epsilon, dtype and quantization."""
-        shared = dict(epsilon=self.layer_norm_eps, dtype=self.dtype, quant=self.quant)
+        shared = {"epsilon": self.layer_norm_eps, "dtype": self.dtype, "quant": self.quant}
         return LayerNorm(**{**shared, **options})
 
     def embed(self, rows: int, axes: tuple[str | None, str], **options: Any) -> Embed:
@@ -145,8 +145,7 @@ class MlmHead(nn.Module):
         c = self.config
         x = c.dense(c.hidden_size, ("embed", "mlp"), activation=gelu, quant=None, name="dense")(x)
         x = c.layer_norm(quant=None, name="layer_norm")(x)
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
-        bias = self.param("bias", zeros, (c.vocab_size,), jnp.float32)
+        bias = partitioned_param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",))
         return word.attend(x).astype(jnp.float32) + bias
 
 

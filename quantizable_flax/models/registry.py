@@ -37,7 +37,7 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
 
 def with_quant(model: nn.Module, spec: QuantSpec | None) -> nn.Module:
     """Returns the same model with every site quantized by `spec`, or none for None."""
-    return model.clone(config=dataclasses.replace(model.config, quant=spec))  # type: ignore[attr-defined]
+    return model.clone(config=dataclasses.replace(model.config, quant=spec))
 
 
 def _gate(attention: ml_collections.ConfigDict) -> GateConfig | None:
@@ -67,8 +67,9 @@ def _bert(config: ml_collections.ConfigDict) -> bert.BertForMaskedLM:
         )
     if config.data.seq_len > model.max_position_embeddings:
         raise UserError(
-            f"data.seq_len must be at most model.max_position_embeddings, found {config.data.seq_len}"
-            f" and {model.max_position_embeddings}: shorten the sequences or add positions."
+            "data.seq_len must be at most model.max_position_embeddings, found "
+            f"{config.data.seq_len} and {model.max_position_embeddings}: shorten the sequences or "
+            "add positions."
         )
     softmax_fn = make_softmax(
         attention.softmax,
@@ -77,7 +78,7 @@ def _bert(config: ml_collections.ConfigDict) -> bert.BertForMaskedLM:
         alpha=attention.alpha,
         seq_len=config.data.seq_len,
     )
-    same_name = [
+    same_name = (
         "vocab_size",
         "hidden_size",
         "num_layers",
@@ -91,7 +92,7 @@ def _bert(config: ml_collections.ConfigDict) -> bert.BertForMaskedLM:
         "attention_dropout",
         "pad_token_id",
         "max_predictions",
-    ]
+    )
     return bert.BertForMaskedLM(
         bert.BertConfig(
             **{key: model[key] for key in same_name},

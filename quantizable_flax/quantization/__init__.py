@@ -1,0 +1,1 @@
+"""Grids, ranges, the tap, and layers that pass through it."""

@@ -1,4 +1,4 @@
-"""Simulated quantization on our grid with AQT's tensors and numerics; the only file that imports aqt."""
+"""Simulated quantization: our grid, AQT's tensors and numerics; only this file imports aqt."""
 
 import jax
 import jax.numpy as jnp

@@ -13,6 +13,13 @@ from quantizable_flax.quantization.spec import QuantSpec
 Axes = tuple[str | None, ...]
 
 
+def partitioned_param(
+    module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: Axes
+) -> jax.Array:
+    """Declares a float32 parameter whose axes carry logical names for sharding."""
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)  # type: ignore[return-value]
+
+
 class Dense(nn.Module):
     """`activation(x @ kernel + bias)`; the activation is fused, so only its result is quantized.
 
@@ -35,17 +42,11 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., features]."""
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(self.kernel_init, self.axes),
-            (x.shape[-1], self.features),
-            jnp.float32,
+        kernel = partitioned_param(
+            self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.axes
         )
-        bias = self.param(
-            "bias",
-            nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]),
-            (self.features,),
-            jnp.float32,
+        bias = partitioned_param(
+            self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:]
         )
         kernel = WeightSite(self.quant, name="weight")(kernel)
         y = x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
@@ -77,11 +78,12 @@ class Embed(nn.Module):
 
     def setup(self):
         """Declares the table, shared by the lookup and `attend`."""
-        self.embedding = self.param(
+        self.embedding = partitioned_param(
+            self,
             "embedding",
-            nn.with_logical_partitioning(self.embedding_init, self.axes),
+            self.embedding_init,
             (self.num_embeddings, self.features),
-            jnp.float32,
+            self.axes,
         )
         self.weight = WeightSite(self.quant, channel_axis=0)
 
@@ -115,10 +117,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
         width = (x.shape[-1],)
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (None,))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
-        scale = self.param("scale", ones, width, jnp.float32)
-        bias = self.param("bias", zeros, width, jnp.float32)
+        scale = partitioned_param(self, "scale", nn.initializers.ones, width, (None,))
+        bias = partitioned_param(self, "bias", nn.initializers.zeros, width, (None,))
         scale = WeightSite(self.quant, name="weight")(scale)
         x = x.astype(jnp.float32)
         centred = x - jnp.mean(x, axis=-1, keepdims=True)

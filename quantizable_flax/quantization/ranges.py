@@ -1,4 +1,4 @@
-"""Range estimators: from tensors to the [min, max] that a grid covers (arXiv 2306.12929, section 5)."""
+"""Range estimators: from tensors to the [min, max] of a grid (arXiv 2306.12929, section 5)."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ MSE_MARGIN = 0.5
 
 
 class Range(NamedTuple):
-    """A range being estimated; `count` batches have been seen, 0 means unknown.
+    """A range being estimated; `batches` of them have been seen, 0 means unknown.
 
     min and max are float32 in the tensor's unit: scalars, or of shape [..., C, ...] with ones on
     the reduced axes for a per-channel weight.
@@ -21,7 +21,7 @@ class Range(NamedTuple):
 
     min: jax.Array
     max: jax.Array
-    count: jax.Array
+    batches: jax.Array
 
 
 def min_max(x: jax.Array, channel_axis: int | None = None) -> tuple[jax.Array, jax.Array]:
@@ -45,14 +45,14 @@ def update_running(
 ) -> Range:
     """One step of running min-max: the first batch as it is, then `m * old + (1 - m) * new`."""
     low, high = min_max(x) if percentile is None else percentile_range(x, percentile)
-    first = old.count == 0
+    first = old.batches == 0
     # Both weights are rounded from Python floats: 1 - float32(0.9) is not float32(0.1), and that
     # drift would move every later rounding.
     keep, take = jnp.where(first, 0.0, momentum), jnp.where(first, 1.0, 1.0 - momentum)
     return Range(
         rounded(keep * old.min) + rounded(take * low),
         rounded(keep * old.max) + rounded(take * high),
-        old.count + 1,
+        old.batches + 1,
     )
 
 
@@ -75,7 +75,8 @@ def mse_range(
         return jnp.where(one_sided, 0.0, -threshold), threshold
 
     def error(k):
-        grid = symmetric_grid(*bounds(k), bits)
+        low, high = bounds(k)
+        grid = symmetric_grid(low, high, bits)
         return jnp.sum((fake_quantize(x, grid) - x) ** 2, axes, keepdims=keep)
 
     # A loop, not vmap: a hundred copies of an embedding table would not fit in memory.

@@ -13,7 +13,7 @@ from quantizable_flax.quantization.grid import make_grid
 from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.quantization.statistics import inf_norm, kurtosis
 
-RANGES = "ranges"  # collection: per site {min, max, count}
+RANGES = "ranges"  # collection: per site {min, max, batches}
 STATS = "stats"  # collection: per site and sample statistics of one batch
 
 
@@ -81,7 +81,7 @@ class WeightSite(nn.Module):
 
         def estimate(old: ranges.Range) -> ranges.Range:
             # The weights do not change between calibration batches, so one search is enough.
-            return jax.lax.cond(old.count == 0, search, lambda known: known, old)
+            return jax.lax.cond(old.batches == 0, search, lambda known: known, old)
 
         shape = () if axis is None else ranges.min_max(w, axis)[0].shape
         known = _site_range(self, shape, estimate)

@@ -49,7 +49,7 @@ class QuantSpec:
 
 
 def parse_bits(name: str) -> tuple[int | None, int | None]:
-    """Reads `w8a8`, `w4a8`, `w8` (weights only) or `a8` (activations only) as (weight, activation) bits.
+    """Reads `w8a8`, `w8` (weights only) or `a8` (activations only) as (weight, activation) bits.
 
     Raises:
       UserError: any other text.

@@ -10,7 +10,7 @@ def inf_norm(x: jax.Array) -> jax.Array:
 
 
 def kurtosis(x: jax.Array) -> jax.Array:
-    """`mean((x - mu)^4) / (s^4 + 1e-6)` of each sample, s the unbiased deviation: [B, ...] -> [B]."""
+    """`mean((x - mu)^4) / (s^4 + 1e-6)` of each sample, s unbiased: [B, ...] -> float32 [B]."""
     x = _rows(x)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     squared = centred * centred

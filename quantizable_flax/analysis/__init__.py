@@ -1,0 +1,1 @@
+"""Outlier statistics and the report."""

@@ -1,0 +1,149 @@
+"""Documents of the configured source, split into training and validation."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from quantizable_flax.data.embedded import embedded_description, embedded_documents
+from quantizable_flax.data.text_files import expand, read_documents
+from quantizable_flax.errors import UserError, nearest
+
+SPLITS = ("train", "validation")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    documents: Callable[[ConfigDict, str], Iterator[str]]
+    description: Callable[[ConfigDict, str], dict]
+
+
+def iter_documents(data_cfg: ConfigDict, split: str) -> Iterator[str]:
+    """Yields the documents of `split` ("train" or "validation") in a fixed order.
+
+    Raises UserError for an unknown source, for files that cannot be read and for a split
+    without documents.
+    """
+    return _source(data_cfg, split).documents(data_cfg, split)
+
+
+def describe_documents(data_cfg: ConfigDict, split: str) -> dict:
+    """Returns what decides the documents of `split`, without reading them, for cache keys."""
+    return _source(data_cfg, split).description(data_cfg, split)
+
+
+def _source(data_cfg: ConfigDict, split: str) -> _Source:
+    if split not in SPLITS:
+        raise UserError(
+            f"expected a split among {', '.join(SPLITS)}, found {split!r}{nearest(split, SPLITS)}"
+        )
+    name = str(data_cfg.source)
+    if name == "auto":
+        if data_cfg.validation_files and not data_cfg.files:
+            raise UserError(
+                "expected data.files beside data.validation_files, found it empty; "
+                "set data.files to the training text"
+            )
+        name = "files" if data_cfg.files else "embedded"
+    if name not in _SOURCES:
+        valid = ("auto", *_SOURCES)
+        raise UserError(
+            f"expected data.source among {', '.join(valid)}, found {name!r}{nearest(name, valid)}"
+        )
+    return _SOURCES[name]
+
+
+def _embedded(data_cfg: ConfigDict, split: str) -> Iterator[str]:
+    return _share(embedded_documents(), data_cfg, split)
+
+
+def _describe_embedded(data_cfg: ConfigDict, split: str) -> dict:
+    return {**embedded_description(), "split": split, "fraction": _fraction(data_cfg)}
+
+
+def _files(data_cfg: ConfigDict, split: str) -> Iterator[str]:
+    documents = read_documents(_paths(data_cfg, split), data_cfg.text_key)
+    return documents if data_cfg.validation_files else _share(documents, data_cfg, split)
+
+
+def _describe_files(data_cfg: ConfigDict, split: str) -> dict:
+    files = []
+    for path in _paths(data_cfg, split):
+        stat = path.stat()
+        files.append([os.path.abspath(path), stat.st_size, stat.st_mtime_ns])
+    fraction = None if data_cfg.validation_files else _fraction(data_cfg)
+    return {
+        "source": "files",
+        "files": files,
+        "split": split,
+        "fraction": fraction,
+        "text_key": data_cfg.text_key,
+    }
+
+
+def _paths(data_cfg: ConfigDict, split: str) -> list[Path]:
+    if not data_cfg.files:
+        raise UserError(
+            "expected data.files for data.source='files', found it empty; "
+            "set data.files to paths or globs, or data.source to 'embedded'"
+        )
+    train = expand(data_cfg.files, "data.files")
+    if not data_cfg.validation_files:
+        return train
+    validation = expand(data_cfg.validation_files, "data.validation_files")
+    shared = {os.path.realpath(path) for path in train} & {os.path.realpath(p) for p in validation}
+    if shared:
+        raise UserError(
+            "expected different files for training and validation, found "
+            f"{min(shared)} in both; take it out of data.files or of data.validation_files"
+        )
+    return train if split == "train" else validation
+
+
+def _fraction(data_cfg: ConfigDict) -> float:
+    fraction = data_cfg.validation_fraction
+    if not 0 <= fraction < 1:
+        raise UserError(
+            f"expected data.validation_fraction in [0, 1), found {fraction}; the default is 0.05"
+        )
+    return float(fraction)
+
+
+def _share(documents: Iterable[str], data_cfg: ConfigDict, split: str) -> Iterator[str]:
+    """Yields the documents whose own hash puts them into `split`.
+
+    The text alone decides: neither the order of the documents nor the addition of others moves
+    one across, and equal documents land on the same side.
+    """
+    fraction = _fraction(data_cfg)
+
+    def share() -> Iterator[str]:
+        found = kept = 0
+        for text in documents:
+            found += 1
+            if (_position(text) < fraction) == (split == "validation"):
+                kept += 1
+                yield text
+        if not kept:
+            raise UserError(
+                f"expected documents for the {split} split, found none among {found} with "
+                f"data.validation_fraction={fraction}; set data.validation_files or add documents"
+            )
+
+    return share()
+
+
+def _position(text: str) -> float:
+    """Returns the place of `text` in [0, 1), uniform over texts."""
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=6).digest()
+    return int.from_bytes(digest, "big") / 2**48
+
+
+# A further source (for example `tfds:NAME`) is one more entry.
+_SOURCES = {
+    "embedded": _Source(_embedded, _describe_embedded),
+    "files": _Source(_files, _describe_files),
+}

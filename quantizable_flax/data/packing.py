@@ -1,0 +1,179 @@
+"""Documents to blocks of `seq_len` tokens, built once and kept on disk."""
+
+import dataclasses
+import io
+import json
+import logging
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from quantizable_flax.data.cache import cache_dir, cache_key, write_atomically
+from quantizable_flax.data.documents import describe_documents, iter_documents
+from quantizable_flax.data.tokenizer import Tokenizer
+from quantizable_flax.errors import UserError
+
+FORMAT_VERSION = 1
+_HEADER_BYTES = 512
+_BATCH_CHARS = 1 << 20
+_READ_BYTES = 1 << 24
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class _Header:
+    """What stands at the head of a cache file, as JSON padded to _HEADER_BYTES."""
+
+    dtype: str
+    seq_len: int
+    blocks: int = 0
+    documents: int = 0
+    tokens: int = 0
+    crc32: int = 0
+    version: int = FORMAT_VERSION
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.blocks, self.seq_len
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.blocks * self.seq_len * np.dtype(self.dtype).itemsize
+
+
+def packed_tokens(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> np.ndarray:
+    """Returns tokens_NxT of `split`: uint16 where the vocabulary fits, else int32; read-only.
+
+    Every document becomes [CLS] ids [SEP]; the stream of all documents is cut every
+    data.seq_len tokens, and only the last remainder is dropped. The array is mapped from a file
+    in the cache folder, whose checksum is verified; where the folder cannot be written, it is
+    built in memory. Raises UserError where the text does not fill one block.
+    """
+    seq_len = data_cfg.seq_len
+    if not isinstance(seq_len, int) or seq_len < 2:
+        raise UserError(
+            f"expected data.seq_len to be an integer of at least 2, found {seq_len!r}; "
+            "use for example 128"
+        )
+    path = cache_dir(data_cfg) / f"{split}-{_key(data_cfg, tokenizer, split)}.tokens"
+    cached = _load(path)
+    if cached is not None:
+        return cached
+    try:
+        write_atomically(path, lambda stream: _build(stream, data_cfg, tokenizer, split))
+    except OSError as error:
+        _log.warning(
+            "packed tokens are kept in memory only: %s cannot be written (%s); set data.cache_dir",
+            path.parent,
+            error,
+        )
+        stream = io.BytesIO()
+        header = _build(stream, data_cfg, tokenizer, split)
+        payload = stream.getbuffer().toreadonly()[_HEADER_BYTES:]
+        return np.frombuffer(payload, header.dtype).reshape(header.shape)
+    built = _load(path)
+    if built is None:
+        raise UserError(
+            f"expected to read back {path}, found it gone or damaged; "
+            "set data.cache_dir to a folder on a sound disk"
+        )
+    return built
+
+
+def _key(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> str:
+    return cache_key(
+        {
+            "documents": describe_documents(data_cfg, split),
+            "split": split,
+            "seq_len": data_cfg.seq_len,
+            "tokenizer": tokenizer.to_json(),
+            "version": FORMAT_VERSION,
+        }
+    )
+
+
+def _load(path: Path) -> np.ndarray | None:
+    """Returns the blocks of a whole cache file, None where it is absent or damaged."""
+    try:
+        with path.open("rb") as stream:
+            header = _Header(**json.loads(stream.read(_HEADER_BYTES)))
+            crc32 = size = 0
+            while chunk := stream.read(_READ_BYTES):
+                crc32 = zlib.crc32(chunk, crc32)
+                size += len(chunk)
+        if (crc32, size) != (header.crc32, header.payload_bytes):
+            raise ValueError("its checksum or its size differs")
+        return np.memmap(path, header.dtype, mode="r", offset=_HEADER_BYTES, shape=header.shape)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        _log.warning("the cache file %s is damaged (%s) and is built again", path, error)
+        return None
+
+
+def _build(stream: BinaryIO, data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> _Header:
+    """Writes header and blocks to `stream` in one pass over the documents."""
+    start = time.monotonic()
+    dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4"
+    header = _Header(dtype, data_cfg.seq_len)
+    stream.write(b" " * _HEADER_BYTES)
+    rest = np.zeros(0, dtype)
+    documents = iter_documents(data_cfg, split)
+    with tqdm(desc=f"tokenizing {split}", unit=" documents", disable=None) as bar:
+        for texts in _batches(documents):
+            tokens_S = np.concatenate([rest, _tokens(texts, tokenizer, dtype)])
+            whole = len(tokens_S) // header.seq_len * header.seq_len
+            payload = tokens_S[:whole].tobytes()
+            header.crc32 = zlib.crc32(payload, header.crc32)
+            header.blocks += whole // header.seq_len
+            header.tokens += len(tokens_S) - len(rest)
+            header.documents += len(texts)
+            stream.write(payload)
+            rest = tokens_S[whole:]
+            bar.update(len(texts))
+    if not header.blocks:
+        raise UserError(
+            f"expected at least data.seq_len={header.seq_len} tokens in the {split} split, found "
+            f"{header.tokens} in {header.documents} documents; add text or lower data.seq_len"
+        )
+    stream.seek(0)
+    stream.write(json.dumps(dataclasses.asdict(header)).ljust(_HEADER_BYTES).encode("ascii"))
+    _log.info(
+        "packed %s: %d documents, %d tokens, %d blocks of %d, %d tokens left over, %.1f s",
+        split,
+        header.documents,
+        header.tokens,
+        header.blocks,
+        header.seq_len,
+        len(rest),
+        time.monotonic() - start,
+    )
+    return header
+
+
+def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    length = 0
+    for text in documents:
+        batch.append(text)
+        length += len(text)
+        if length >= _BATCH_CHARS:
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch
+
+
+def _tokens(texts: list[str], tokenizer: Tokenizer, dtype: str) -> np.ndarray:
+    ids: list[int] = []
+    for document in tokenizer.encode_batch(texts):
+        ids.append(tokenizer.cls_id)
+        ids.extend(document)
+        ids.append(tokenizer.sep_id)
+    return np.array(ids, dtype)

@@ -1,0 +1,1 @@
+"""The loop and what it stands on: mesh, optimizer, step, checkpoints, metrics."""
