@@ -5,6 +5,8 @@ from quantizable_flax.attention.gate import GateConfig
 from quantizable_flax.attention.softmax import clipped_softmax, make_softmax, softmax
 from quantizable_flax.config import default_config
 from quantizable_flax.errors import UserError
+from quantizable_flax.interop import from_state_dict
+from quantizable_flax.loading import load
 from quantizable_flax.models.registry import build_model
 from quantizable_flax.quantization.spec import QuantSpec
 
@@ -17,6 +19,8 @@ __all__ = [
     "build_model",
     "clipped_softmax",
     "default_config",
+    "from_state_dict",
+    "load",
     "make_softmax",
     "softmax",
 ]

@@ -27,6 +27,7 @@ def default_config() -> ConfigDict:
             "eps": 1e-8,
             "weight_decay": 0.01,
             "decay_layer_norm": False,
+            "decay_steps": 0,  # length of the schedule, 0 for train.steps
             "clip_norm": 1.0,
         }
     )
@@ -44,7 +45,12 @@ def default_config() -> ConfigDict:
     config.checkpoint = ConfigDict({"every": 500, "keep": 2})
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
     config.eval = ConfigDict(
-        {"batch_size": 32, "batches": 0, "perplexity": "token"}  # 0: the whole split
+        {
+            "batch_size": 32,
+            "batches": 0,  # 0: the whole split
+            "perplexity": "token",
+            "kurtosis_batches": 0,  # 0: all; the original stops after 257 batches of BERT
+        }
     )
     config.quant = ConfigDict(
         {

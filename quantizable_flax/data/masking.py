@@ -17,15 +17,16 @@ class MaskTokens(grain.transforms.RandomMap):
 
     Each token that is not special is selected with probability `mask_rate`, on its own, as in
     the published recipe; a short block may thus have no selected token at all. A random token is
-    drawn from the whole vocabulary.
+    drawn from the whole vocabulary. With `max_predictions` > 0 a random choice of that many
+    selected tokens stays, for models that predict a fixed number of positions.
     """
 
-    def __init__(self, tokenizer: Tokenizer, mask_rate: float = 0.15):
+    def __init__(self, tokenizer: Tokenizer, mask_rate: float = 0.15, max_predictions: int = 0):
         if not 0 < mask_rate <= 1:
             raise UserError(
                 f"expected data.mask_rate in (0, 1], found {mask_rate}; the published rate is 0.15"
             )
-        self._mask_rate = mask_rate
+        self._mask_rate, self._max_predictions = mask_rate, max_predictions
         self._mask_id = tokenizer.mask_id
         self._selectable_V = np.ones(tokenizer.vocab_size, dtype=bool)
         self._selectable_V[list(tokenizer.special_ids)] = False
@@ -33,7 +34,11 @@ class MaskTokens(grain.transforms.RandomMap):
     def random_map(self, element: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Returns the masked input and the labels, IGNORE_LABEL where nothing is predicted."""
         tokens_T = np.asarray(element, dtype=np.int32)
-        selected_T = (rng.random(tokens_T.shape) < self._mask_rate) & self._selectable_V[tokens_T]
+        draw_T = rng.random(tokens_T.shape)
+        selected_T = (draw_T < self._mask_rate) & self._selectable_V[tokens_T]
+        if self._max_predictions and selected_T.sum() > self._max_predictions:
+            highest = np.sort(draw_T[selected_T])[self._max_predictions - 1]
+            selected_T &= draw_T <= highest
         fate_T = rng.random(tokens_T.shape)
         random_T = rng.integers(len(self._selectable_V), size=tokens_T.shape, dtype=np.int32)
         replaced_T = np.where(fate_T < MASKED + RANDOM, random_T, tokens_T)

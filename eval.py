@@ -1,0 +1,51 @@
+"""Evaluates runs: python eval.py --workdir=RUN [--workdir=RUN2 ...] --quant=w8a8."""
+
+import sys
+
+from absl import flags
+
+from quantizable_flax import cli
+from quantizable_flax.analysis import tables
+from quantizable_flax.config import override
+from quantizable_flax.errors import UserError
+from quantizable_flax.evaluation import Evaluator, result_row
+from quantizable_flax.loading import load_run
+from quantizable_flax.quantization.spec import parse_bits
+
+WORKDIR = flags.DEFINE_multi_string("workdir", [], "A run to evaluate; give it several times.")
+QUANT = flags.DEFINE_list(
+    "quant", ["w8a8"], "Bit settings, e.g. w8a8,w6a6,w4a8,w8,a8; none for floating point only."
+)
+SEEDS = flags.DEFINE_integer(
+    "calibration_seeds", 3, "Calibrate this many times on other batches, for mean and deviation."
+)
+JSON = flags.DEFINE_string("json", None, "Also write the rows to this JSON file.")
+MARKDOWN = flags.DEFINE_string("markdown", None, "Also write the table to this Markdown file.")
+
+
+def main(arguments: list[str]) -> None:
+    """Prints one table of all workdirs; `--config.a.b=value` overrides each run's configuration."""
+    overrides = [a for a in arguments[1:] if a.lstrip("-").startswith("config.")]
+    cli.reject_rest([a for a in arguments if a not in overrides])
+    cli.require(workdir=WORKDIR.value)
+    bits = [] if QUANT.value == ["none"] else QUANT.value
+    for setting in bits:
+        parse_bits(setting)
+    if SEEDS.value < 1:
+        raise UserError(f"--calibration_seeds must be at least 1, found {SEEDS.value}.")
+    rows = []
+    for workdir in WORKDIR.value:
+        run = load_run(workdir)
+        config = override(run.config, overrides)
+        evaluator = Evaluator(config, run.params, run.tokenizer)
+        name = config.name or workdir.rstrip("/").split("/")[-1]
+        rows.append(result_row(name, config, evaluator, bits, SEEDS.value, run.info))
+    tables.print_table(rows, bits)
+    if JSON.value:
+        tables.write_json(rows, JSON.value)
+    if MARKDOWN.value:
+        tables.write_text(tables.markdown(rows, bits), MARKDOWN.value)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, unknown_prefix="config."))

@@ -1,0 +1,82 @@
+"""Result rows as a terminal table, as Markdown and as JSON."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from etils import epath
+from rich.console import Console
+from rich.table import Table
+
+from quantizable_flax.errors import UserError
+
+Row = dict[str, Any]
+
+
+def columns(bits: list[str]) -> list[tuple[str, Callable[[Row], str]]]:
+    """Header and formatter of each column; one column for each quantized setting."""
+
+    def quantized(setting: str) -> Callable[[Row], str]:
+        return lambda row: f"{number(row[setting])} ± {number(row[f'{setting}_std'])}"
+
+    return [
+        ("name", lambda row: row["name"]),
+        ("attention", lambda row: row["attention"]),
+        ("FP ppl", lambda row: number(row["fp"])),
+        ("max inf norm", lambda row: number(row["max_inf_norm"])),
+        ("avg kurtosis", lambda row: number(row["avg_kurtosis"])),
+        *((f"{setting.upper()} ppl", quantized(setting)) for setting in bits),
+        ("steps", lambda row: str(row["steps"])),
+    ]
+
+
+def number(value: float) -> str:
+    """Four significant digits, without an exponent below a million."""
+    if not math.isfinite(value):
+        return str(value)
+    digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 2
+    return f"{value:.{min(digits, 3)}f}" if abs(value) < 1e6 else f"{value:.2e}"
+
+
+def print_table(rows: list[Row], bits: list[str]) -> None:
+    """Prints the rows on stdout."""
+    table = Table()
+    for title, _ in columns(bits):
+        table.add_column(title, justify="left" if title in ("name", "attention") else "right")
+    for row in rows:
+        table.add_row(*(show(row) for _, show in columns(bits)))
+    # A pipe has no width of its own; a table cut at 80 columns would lose figures.
+    console = Console()
+    Console(width=console.width if console.is_terminal else 160).print(table)
+
+
+def markdown(rows: list[Row], bits: list[str]) -> str:
+    """Returns the rows as a Markdown table."""
+    titles = [title for title, _ in columns(bits)]
+    lines = [titles, ["---"] * len(titles)]
+    lines += [[show(row) for _, show in columns(bits)] for row in rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def write_json(rows: list[Row], path: str) -> None:
+    """Writes the rows as a JSON list; a number that is not finite becomes null."""
+    safe = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
+    write_text(json.dumps(safe, indent=2) + "\n", path)
+
+
+def write_text(text: str, path: str) -> None:
+    """Writes a file, making its folder.
+
+    Raises:
+      UserError: the path cannot be written.
+    """
+    target = epath.Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}.") from error

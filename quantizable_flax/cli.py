@@ -1,0 +1,75 @@
+"""What the command lines share: flags that fail in one sentence, and exit status 2 for mistakes."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from quantizable_flax.errors import UserError
+
+MISTAKE = 2
+
+
+def run(main: Callable[[list[str]], None], unknown_prefix: str | None = None) -> None:
+    """Parses flags, runs main(arguments left over), and turns a UserError into exit status 2.
+
+    Args:
+      main: gets the program's name and the arguments that are no flags.
+      unknown_prefix: unknown flags that start so are handed to main too, e.g. "config.".
+    """
+
+    def guarded(arguments: list[str]) -> None:
+        _set_up_logging()
+        try:
+            main(arguments)
+        except UserError as error:
+            fail(error)
+
+    app.run(guarded, flags_parser=lambda arguments: _parse(arguments, unknown_prefix))
+
+
+def _set_up_logging() -> None:
+    """Our own lines plainly on stderr; of the libraries (Orbax writes a page a save) only errors."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("quantizable_flax")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(handler)
+    ours.propagate = False
+
+
+def fail(error: Exception | str) -> None:
+    """Prints one sentence to stderr and exits with status 2."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(MISTAKE)
+
+
+def _parse(arguments: list[str], unknown_prefix: str | None) -> list[str]:
+    passed = []
+    if unknown_prefix is not None:
+        passed = [a for a in arguments[1:] if a.lstrip("-").startswith(unknown_prefix)]
+    try:
+        return [*flags.FLAGS([a for a in arguments if a not in passed]), *passed]
+    except UserError as error:
+        fail(error)
+    except (flags.Error, OSError, TypeError, ValueError, AttributeError, KeyError) as error:
+        # absl and ml_collections report a bad flag by any of these.
+        text = str(error).strip()
+        fail(text.splitlines()[0] if text else type(error).__name__)
+    return []
+
+
+def reject_rest(arguments: list[str]) -> None:
+    """Raises UserError for a positional argument; arguments[0] is the program."""
+    if len(arguments) > 1:
+        raise UserError(f"unexpected argument {arguments[1]!r}: flags are written --name=value.")
+
+
+def require(**values: object) -> None:
+    """Raises UserError for the first flag that was not given."""
+    for name, value in values.items():
+        if not value:
+            raise UserError(f"--{name} is required; see --help.")

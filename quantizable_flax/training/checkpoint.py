@@ -1,0 +1,117 @@
+"""Checkpoints that explain themselves; the only file that imports orbax.
+
+A step's folder holds the items `params`, `opt_state`, `data` (position of the input), `config`,
+`tokenizer` and `info` (step, seconds, versions): Orbax alone can read each of them.
+"""
+
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from quantizable_flax.training.step import TrainState
+
+FOLDER = "checkpoints"
+JSON_ITEMS = ("data", "config", "tokenizer", "info")
+VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "aqtp", "grain", "tokenizers")
+
+
+class Notes(NamedTuple):
+    """The JSON items of a checkpoint.
+
+    Attributes:
+      data: position of the data iterator.
+      config: the configuration as nested dicts.
+      tokenizer: the tokenizer's JSON.
+      info: `step`, `train_seconds`, `versions`.
+    """
+
+    data: dict[str, Any]
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+    info: dict[str, Any]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that a checkpoint depends on."""
+    return {name: metadata.version(name) for name in VERSIONED}
+
+
+class Checkpoints:
+    """Asynchronous checkpoints of one workdir, the last `keep` of them."""
+
+    def __init__(self, workdir: epath.Path, keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._folder = workdir / FOLDER
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, state: TrainState, notes: Notes) -> None:
+        """Starts to write the state of `state.step`; a failure surfaces at the next call."""
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "opt_state": ocp.args.StandardSave(state.opt_state),
+            **{name: ocp.args.JsonSave(getattr(notes, name)) for name in JSON_ITEMS},
+        }
+        self._manager.save(notes.info["step"], args=ocp.args.Composite(**items))
+
+    def set_aside(self, step: int) -> None:
+        """Moves a damaged step's folder out of the way, to `damaged/`, and forgets it."""
+        target = self._folder.parent / "damaged" / str(step)
+        number = 0
+        while target.exists():
+            number += 1
+            target = self._folder.parent / "damaged" / f"{step}-{number}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (self._folder / str(step)).rename(target)
+        self._manager.reload()
+
+    def close(self) -> None:
+        """Waits for the write in flight and releases the workdir."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def saved_steps(workdir: epath.Path) -> list[int]:
+    """Steps with a finished checkpoint, newest first."""
+    folder = workdir / FOLDER
+    if not folder.exists():
+        return []
+    return sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
+
+
+def read_notes(workdir: epath.Path, step: int) -> Notes:
+    """Reads the JSON items of one step; raises whatever the damage makes Orbax raise."""
+    folder = workdir / FOLDER / str(step)
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return Notes(**{name: reader.restore(folder / name) for name in JSON_ITEMS})
+
+
+def restore_state(workdir: epath.Path, step: int, like: TrainState) -> TrainState:
+    """Reads one step into the shapes, dtypes and shardings of `like`."""
+    folder = workdir / FOLDER / str(step)
+
+    def abstract(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+    with ocp.StandardCheckpointer() as reader:
+        params, opt_state = (
+            reader.restore(folder / name, jax.tree.map(abstract, getattr(like, name)))
+            for name in ("params", "opt_state")
+        )
+    count = jax.device_put(np.int32(step), like.step.sharding)
+    return TrainState(count, params, opt_state)
+
+
+def restore_params(workdir: epath.Path, step: int) -> Any:
+    """Reads the parameters of one step alone, on this process's first device."""
+    folder = workdir / FOLDER / str(step) / "params"
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.metadata(folder).item_metadata.tree
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        )
+        return reader.restore(folder, like)

@@ -1,0 +1,112 @@
+"""Coming back to a run: the newest checkpoint that can be read, and whether it may go on."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from etils import epath
+
+from quantizable_flax.errors import UserError
+from quantizable_flax.training.checkpoint import saved_steps
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def newest_readable(
+    workdir: epath.Path, read: Callable[[int], T]
+) -> tuple[int, T, list[int]]:
+    """Returns (step, `read(step)`, damaged newer steps) for the newest step that can be read.
+
+    Args:
+      workdir: the run.
+      read: called with a step; any exception but UserError counts as damage.
+
+    Raises:
+      UserError: no checkpoint, or none that can be read.
+    """
+    steps = saved_steps(workdir)
+    if not steps:
+        raise UserError(
+            f"{workdir} holds no finished checkpoint: give the --workdir of a training run."
+        )
+    damaged: list[int] = []
+    for step in steps:
+        try:
+            return step, read(step), damaged
+        except UserError:
+            raise
+        except Exception as error:  # damage shows as many exception types of several libraries
+            damaged.append(step)
+            older = [s for s in steps if s < step]
+            then = f"falling back to step {older[0]}" if older else "no older one is left"
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+            logger.warning(
+                "the checkpoint of step %d in %s is damaged (%s: %s); %s.",
+                step,
+                workdir,
+                type(error).__name__,
+                reason,
+                then,
+            )
+    raise UserError(
+        f"none of the checkpoints in {workdir} can be read (steps "
+        f"{', '.join(map(str, steps))} are damaged): restore them from a copy, or start in a new "
+        "--workdir."
+    )
+
+
+def read_step(workdir: epath.Path, step: int, read: Callable[[int], T]) -> T:
+    """Returns `read(step)` of one asked step, without falling back.
+
+    Raises:
+      UserError: no such step, or it is damaged.
+    """
+    steps = saved_steps(workdir)
+    if step not in steps:
+        raise UserError(
+            f"{workdir} has no checkpoint of step {step}, it has "
+            f"{', '.join(map(str, sorted(steps))) or 'none'}."
+        )
+    try:
+        return read(step)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the checkpoint of step {step} in {workdir} is damaged ({type(error).__name__}): "
+            "load another step, or the workdir for the newest readable one."
+        ) from error
+
+
+def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epath.Path) -> None:
+    """Raises UserError if a run cannot continue with the asked configuration.
+
+    The model and what fixes the order of the data must be those of the checkpoint.
+    """
+    fixed = {"model": None, "seed": None, "data": ("seq_len", "mask_rate"), "train": ("batch_size",)}
+    changes = []
+    for group, keys in fixed.items():
+        old, new = _flatten({group: saved[group]}), _flatten({group: asked[group]})
+        for key in sorted(old.keys() | new.keys()):
+            relevant = keys is None or key.split(".")[-1] in keys
+            if relevant and old.get(key) != new.get(key):
+                changes.append(f"{key}={json.dumps(old.get(key))}, not {json.dumps(new.get(key))}")
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        raise UserError(
+            f"{workdir} holds a run with {'; '.join(changes[:3])}{more}: continue it with its own "
+            "configuration or give a new --workdir."
+        )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,92 @@
+"""The mesh, and the one table from logical axis names to mesh axes."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from quantizable_flax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # a batch is split over both
+RULES = (("vocab", "tensor"), ("heads", "tensor"), ("mlp", "tensor"), ("embed", "fsdp"))
+
+
+def make_mesh(sizes: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh with axes data, fsdp, tensor; a size of -1 takes the remaining devices.
+
+    Raises:
+      UserError: sizes that do not multiply to the number of devices.
+    """
+    devices = devices or jax.devices()
+    shape = [sizes[axis] for axis in AXES]
+    asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    known = math.prod(size for size in shape if size != -1)
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise UserError(f"mesh sizes must be positive, one of them may be -1, found {asked}.")
+    if -1 in shape and len(devices) % known == 0:
+        shape[shape.index(-1)] = len(devices) // known
+    if math.prod(shape) != len(devices):
+        raise UserError(
+            f"the mesh must use all {len(devices)} devices, found {asked}: set one size to -1 or "
+            f"make the product {len(devices)}."
+        )
+    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises UserError unless every device gets the same number of examples of a micro-batch."""
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if accumulate < 1 or batch_size < 1 or batch_size % (shards * accumulate):
+        raise UserError(
+            f"train.batch_size must be a multiple of mesh.data * mesh.fsdp * train.accumulate = "
+            f"{shards} * {accumulate}, found {batch_size}: change one of them."
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of a value that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its first axis over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Moves this process's part of a global batch to its devices."""
+    sharding = batch_sharding(mesh)
+    return {
+        key: jax.make_array_from_process_local_data(sharding, value)
+        for key, value in batch.items()
+    }
+
+
+def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """Returns the sharding of every leaf of a tree of (abstract) parameters with logical axes.
+
+    Args:
+      boxed: shapes as `jax.eval_shape` gives them, parameters boxed with their logical axes.
+      mesh: as made by `make_mesh`.
+
+    Raises:
+      UserError: a mesh axis does not divide the parameter axis that it splits.
+    """
+    shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, RULES)
+
+    def check(path, leaf, sharding):
+        for size, axis in zip(leaf.shape, sharding.spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"mesh.{axis}={mesh.shape[axis]} does not divide an axis of "
+                    f"{jax.tree_util.keystr(path)} with shape {leaf.shape}: choose another "
+                    f"mesh.{axis} or another model size."
+                )
+
+    jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), shardings)
+    return shardings

@@ -1,0 +1,161 @@
+"""Packing loses nothing, and its cache is never trusted too much."""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantizable_flax.data import iter_documents, packed_tokens, packing
+from quantizable_flax.errors import UserError
+
+
+def expected_stream(config, tokenizer, split):
+    texts = list(iter_documents(config.data, split))
+    ids = tokenizer.encode_batch(texts)
+    return [token for doc in ids for token in (tokenizer.cls_id, *doc, tokenizer.sep_id)]
+
+
+def cache_files(config):
+    return sorted(Path(config.data.cache_dir).glob("*"))
+
+
+@pytest.mark.parametrize("seq_len", [2, 7, 16, 128])
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("batch_chars", [1, 300, 1 << 20])
+def test_nothing_is_lost_but_the_remainder(
+    text_config, tokenizer, monkeypatch, seq_len, split, batch_chars
+):
+    monkeypatch.setattr(packing, "_BATCH_CHARS", batch_chars)
+    config = text_config(seq_len=seq_len)
+    tokens_NxT = packed_tokens(config.data, tokenizer, split)
+    stream = expected_stream(config, tokenizer, split)
+    assert tokens_NxT.shape == (len(stream) // seq_len, seq_len)
+    assert tokens_NxT.ravel().tolist() == stream[: tokens_NxT.size]
+
+
+def test_small_vocabularies_take_two_bytes_and_large_ones_four(text_config, tokenizer):
+    config = text_config()
+    small = packed_tokens(config.data, tokenizer, "train")
+
+    class Large:
+        vocab_size = (1 << 16) + 1
+        cls_id, sep_id = 1 << 16, 3
+
+        def to_json(self):
+            return "large"
+
+        def encode_batch(self, texts):
+            return tokenizer.encode_batch(texts)
+
+    large = packed_tokens(config.data, Large(), "train")
+    assert (small.dtype, large.dtype) == (np.uint16, np.int32)
+    assert large.max() == 1 << 16
+    np.testing.assert_array_equal(small == tokenizer.cls_id, large == 1 << 16)
+
+
+def test_the_array_is_mapped_and_read_only(text_config, tokenizer):
+    tokens_NxT = packed_tokens(text_config().data, tokenizer, "train")
+    assert isinstance(tokens_NxT, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        tokens_NxT[0, 0] = 1
+
+
+def test_the_second_call_reads_no_text(text_config, tokenizer, monkeypatch, caplog):
+    config = text_config()
+    with caplog.at_level(logging.INFO):
+        first = packed_tokens(config.data, tokenizer, "train")
+    assert f"{len(first)} blocks of 16" in caplog.text
+    monkeypatch.setattr(packing, "iter_documents", None)
+    np.testing.assert_array_equal(packed_tokens(config.data, tokenizer, "train"), first)
+
+
+def test_whatever_changes_the_tokens_changes_the_cache(text_config, tokenizer, documents):
+    config = text_config()
+    packed_tokens(config.data, tokenizer, "train")
+    path = Path(config.data.files)
+    changes = [
+        lambda: config.data.update(seq_len=17),
+        lambda: config.data.update(validation_fraction=0.3),
+        lambda: path.write_text("\n\n".join(documents[::-1])),
+        lambda: os.utime(path, ns=(1, 1)),
+    ]
+    for count, change in enumerate(changes, start=2):
+        change()
+        tokens_NxT = packed_tokens(config.data, tokenizer, "train")
+        assert len(cache_files(config)) == count
+        stream = expected_stream(config, tokenizer, "train")
+        assert tokens_NxT.ravel().tolist() == stream[: tokens_NxT.size]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "header", "foreign"])
+def test_a_damaged_cache_is_built_again(text_config, tokenizer, damage, caplog):
+    config = text_config()
+    first = np.array(packed_tokens(config.data, tokenizer, "train"))
+    (path,) = cache_files(config)
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[-5] ^= 1
+    replacement = {
+        "truncated": content[:-10],
+        "flipped": content,
+        "empty": b"",
+        "header": b"[1]" + content[3:],
+        "foreign": b'{"a": 1}'.ljust(600),
+    }
+    path.write_bytes(replacement[damage])
+    np.testing.assert_array_equal(packed_tokens(config.data, tokenizer, "train"), first)
+    assert "is damaged" in caplog.text
+    assert len(cache_files(config)) == 1
+
+
+def test_an_interrupted_build_leaves_nothing(text_config, tokenizer, monkeypatch):
+    config = text_config()
+
+    def interrupted(data_cfg, split):
+        yield "the quick brown fox " * 20
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_BATCH_CHARS", 1)
+        patch.setattr(packing, "iter_documents", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            packed_tokens(config.data, tokenizer, "train")
+    assert cache_files(config) == []
+    assert len(packed_tokens(config.data, tokenizer, "train"))
+
+
+def test_an_unwritable_cache_falls_back_to_memory(text_config, tokenizer, tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    config = text_config(cache_dir=str(tmp_path / "file" / "below"))
+    in_memory = packed_tokens(config.data, tokenizer, "train")
+    assert "kept in memory only" in caplog.text
+    on_disk = packed_tokens(text_config().data, tokenizer, "train")
+    np.testing.assert_array_equal(in_memory, on_disk)
+    assert not in_memory.flags.writeable
+
+
+def test_the_cache_folder_follows_the_environment(text_config, tokenizer, tmp_path):
+    packed_tokens(text_config(cache_dir=None).data, tokenizer, "train")
+    assert list((tmp_path / "xdg" / "quantizable_flax").glob("train-*.tokens"))
+
+
+def test_no_progress_bar_without_a_terminal(text_config, tokenizer, capfd):
+    packed_tokens(text_config().data, tokenizer, "train")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_too_little_text_for_a_block(text_config, tokenizer):
+    config = text_config(seq_len=100_000)
+    count = len(expected_stream(config, tokenizer, "train"))
+    with pytest.raises(
+        UserError, match=rf"seq_len=100000 tokens .* found {count} in \d+ documents"
+    ):
+        packed_tokens(config.data, tokenizer, "train")
+    assert cache_files(config) == []
+
+
+def test_a_senseless_block_length(text_config, tokenizer):
+    with pytest.raises(UserError, match="at least 2, found 1"):
+        packed_tokens(text_config(seq_len=1).data, tokenizer, "train")

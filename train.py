@@ -1,0 +1,27 @@
+"""Pretrains a model: python train.py --config=configs/quickstart.py:clipped --workdir=runs/clipped."""
+
+import sys
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from quantizable_flax import cli
+from quantizable_flax.training.loop import train
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe, as configs/FILE.py:VARIANT; override keys by --config.a.b=value."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where checkpoints and metrics go; an earlier run there is continued."
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the training that the flags describe."""
+    cli.reject_rest(arguments)
+    cli.require(config=CONFIG.value, workdir=WORKDIR.value)
+    train(CONFIG.value, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
