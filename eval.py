@@ -1,15 +1,14 @@
 """Evaluates runs: python eval.py --workdir=RUN [--workdir=RUN2 ...] --quant=w8a8."""
 
-import sys
-
 from absl import flags
 
 from quantizable_flax import cli
 from quantizable_flax.analysis import tables
+from quantizable_flax.analysis.report import Subject, report
 from quantizable_flax.config import override
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import Evaluator, result_row
-from quantizable_flax.loading import load_run
+from quantizable_flax.loading import load_run, validation_history
 from quantizable_flax.quantization.spec import parse_bits
 
 WORKDIR = flags.DEFINE_multi_string("workdir", [], "A run to evaluate; give it several times.")
@@ -20,6 +19,7 @@ SEEDS = flags.DEFINE_integer(
     "calibration_seeds", 3, "Calibrate this many times on other batches, for mean and deviation."
 )
 JSON = flags.DEFINE_string("json", None, "Also write the rows to this JSON file.")
+REPORT = flags.DEFINE_string("report", None, "Also write an HTML report with pictures.")
 MARKDOWN = flags.DEFINE_string("markdown", None, "Also write the table to this Markdown file.")
 
 
@@ -27,25 +27,29 @@ def main(arguments: list[str]) -> None:
     """Prints one table of all workdirs; `--config.a.b=value` overrides each run's configuration."""
     overrides = [a for a in arguments[1:] if a.lstrip("-").startswith("config.")]
     cli.reject_rest([a for a in arguments if a not in overrides])
-    cli.require(workdir=WORKDIR.value)
+    workdirs = cli.required("workdir", WORKDIR.value)
     bits = [] if QUANT.value == ["none"] else QUANT.value
     for setting in bits:
         parse_bits(setting)
     if SEEDS.value < 1:
         raise UserError(f"--calibration_seeds must be at least 1, found {SEEDS.value}.")
-    rows = []
-    for workdir in WORKDIR.value:
+    subjects = []
+    for workdir in workdirs:
         run = load_run(workdir)
         config = override(run.config, overrides)
         evaluator = Evaluator(config, run.params, run.tokenizer)
         name = config.name or workdir.rstrip("/").split("/")[-1]
-        rows.append(result_row(name, config, evaluator, bits, SEEDS.value, run.info))
+        row = result_row(name, config, evaluator, bits, SEEDS.value, run.info)
+        subjects.append(Subject(row, evaluator.fp.sites, validation_history(workdir)))
+    rows = [subject.row for subject in subjects]
     tables.print_table(rows, bits)
     if JSON.value:
         tables.write_json(rows, JSON.value)
     if MARKDOWN.value:
         tables.write_text(tables.markdown(rows, bits), MARKDOWN.value)
+    if REPORT.value:
+        tables.write_text(report(subjects, bits), REPORT.value)
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, unknown_prefix="config."))
+    cli.run(main, unknown_prefix="config.")

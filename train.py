@@ -1,6 +1,4 @@
-"""Pretrains a model: python train.py --config=configs/quickstart.py:clipped --workdir=runs/clipped."""
-
-import sys
+"""Pretrains a model: python train.py --config=configs/quickstart.py:clipped --workdir=RUN."""
 
 from absl import flags
 from ml_collections.config_flags import config_flags
@@ -19,9 +17,8 @@ WORKDIR = flags.DEFINE_string(
 def main(arguments: list[str]) -> None:
     """Runs the training that the flags describe."""
     cli.reject_rest(arguments)
-    cli.require(config=CONFIG.value, workdir=WORKDIR.value)
-    train(CONFIG.value, WORKDIR.value)
+    train(cli.loaded(CONFIG.value), cli.required("workdir", WORKDIR.value))
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.run(main)

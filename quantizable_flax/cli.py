@@ -1,15 +1,20 @@
 """What the command lines share: flags that fail in one sentence, and exit status 2 for mistakes."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import ConfigDict
 
 from quantizable_flax.errors import UserError
 
 MISTAKE = 2
+
+T = TypeVar("T")
 
 
 def run(main: Callable[[list[str]], None], unknown_prefix: str | None = None) -> None:
@@ -31,7 +36,7 @@ def run(main: Callable[[list[str]], None], unknown_prefix: str | None = None) ->
 
 
 def _set_up_logging() -> None:
-    """Our own lines plainly on stderr; of the libraries (Orbax writes a page a save) only errors."""
+    """Our own lines plainly on stderr; of the libraries (Orbax is talkative) only errors."""
     absl_logging.set_verbosity(absl_logging.ERROR)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -57,9 +62,33 @@ def _parse(arguments: list[str], unknown_prefix: str | None) -> list[str]:
         fail(error)
     except (flags.Error, OSError, TypeError, ValueError, AttributeError, KeyError) as error:
         # absl and ml_collections report a bad flag by any of these.
-        text = str(error).strip()
-        fail(text.splitlines()[0] if text else type(error).__name__)
+        fail(_one_line(error))
     return []
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, (KeyError, AttributeError)) and error.args:  # by ml_collections
+        words = re.findall(r"\w+", str(error.args[0]).replace("\\n", " "))
+        hint = f" (did you mean {words[words.index('mean') + 1]!r}?)" if "mean" in words else ""
+        return f"unknown configuration key {words[0]!r}{hint}."
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def loaded(config: ConfigDict | None) -> ConfigDict:
+    """Returns the value of a config-file flag.
+
+    Raises:
+      UserError: the flag was not given, or its file could not be loaded.
+    """
+    if config is None:
+        raise UserError("--config is required; see --help.")
+    try:
+        config.keys()
+    except OSError as error:
+        raise UserError(
+            f"the file of --config could not be loaded: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    return config
 
 
 def reject_rest(arguments: list[str]) -> None:
@@ -68,8 +97,12 @@ def reject_rest(arguments: list[str]) -> None:
         raise UserError(f"unexpected argument {arguments[1]!r}: flags are written --name=value.")
 
 
-def require(**values: object) -> None:
-    """Raises UserError for the first flag that was not given."""
-    for name, value in values.items():
-        if not value:
-            raise UserError(f"--{name} is required; see --help.")
+def required(name: str, value: T | None) -> T:
+    """Returns the value of a flag.
+
+    Raises:
+      UserError: the flag was not given.
+    """
+    if not value:
+        raise UserError(f"--{name} is required; see --help.")
+    return value

@@ -53,7 +53,7 @@ def make_eval_step(model: nn.Module, sites: OutlierSites | None = None) -> Calla
             {"params": params, RANGES: ranges}, batch, method="loss", mutable=mutable
         )
         weight_B = batch.get("example_weight", jnp.ones_like(loss_B))
-        sums = {
+        sums: dict[str, Any] = {
             "loss": jnp.sum(loss_B * weight_B),
             "labels": jnp.sum(labels_B * weight_B),
             "examples": jnp.sum(weight_B),
@@ -111,8 +111,7 @@ def evaluate(
 
 def _mean_loss(sums: list[dict[str, Any]], averaging: str) -> float:
     loss, labels, examples = (
-        np.array([part[key] for part in sums], np.float64)
-        for key in ("loss", "labels", "examples")
+        np.array([part[key] for part in sums], np.float64) for key in ("loss", "labels", "examples")
     )
     if labels.sum() == 0:
         raise UserError(

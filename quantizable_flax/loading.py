@@ -61,6 +61,18 @@ def load_run(path: str) -> Run:
     return run
 
 
+def validation_history(path: str) -> list[tuple[int, float]]:
+    """Returns (step, validation perplexity) as the run logged them, the last one of each step."""
+    log = _split_step(epath.Path(path))[0] / "metrics.jsonl"
+    if not log.exists():
+        return []
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    values = {
+        line["step"]: float(line["perplexity"]) for line in lines if line["group"] == "validation"
+    }
+    return sorted(values.items())
+
+
 def _split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
     if path.name.isdigit() and path.parent.name == checkpoint.FOLDER:
         return path.parent.parent, int(path.name)

@@ -89,7 +89,8 @@ class Embed(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Integer [...] -> [..., features]."""
-        rows = self.weight(self.embedding)[ids]
+        # A table that is still a numpy array cannot be indexed by a traced one.
+        rows = jnp.asarray(self.weight(self.embedding))[ids]
         if self.frozen_id is not None:
             frozen = (ids == self.frozen_id)[..., None]
             rows = jnp.where(frozen, jax.lax.stop_gradient(rows), rows)

@@ -34,10 +34,17 @@ def min_max(x: jax.Array, channel_axis: int | None = None) -> tuple[jax.Array, j
 
 def percentile_range(x: jax.Array, percentile: float) -> tuple[jax.Array, jax.Array]:
     """The (100 - p)-th and p-th percentile of the whole tensor, linear interpolation, p > 50."""
-    low, high = jnp.percentile(
-        x.astype(jnp.float32), jnp.array([100.0 - percentile, percentile], jnp.float32)
-    )
-    return low, high
+    ordered = jnp.sort(x.astype(jnp.float32).ravel())
+
+    def at(p: float) -> jax.Array:
+        # The position is a Python float: in float32 it would be off by whole places in a tensor
+        # of a billion values.
+        place = p / 100.0 * (x.size - 1)
+        below = min(int(place), x.size - 2) if x.size > 1 else 0
+        step = ordered[min(below + 1, x.size - 1)] - ordered[below]
+        return ordered[below] + (place - below) * step
+
+    return at(100.0 - percentile), at(percentile)
 
 
 def update_running(
@@ -66,9 +73,8 @@ def mse_range(
     """
     x = x.astype(jnp.float32)
     axes, keep = _reduced_axes(x, channel_axis), channel_axis is not None
-    low, high = min_max(x, channel_axis)
-    top = jnp.maximum(jnp.abs(low), jnp.abs(high))
-    one_sided = jnp.all(low >= 0.0)
+    top = jnp.max(jnp.abs(x))  # of the whole tensor for channels too, as published
+    one_sided = jnp.all(x >= 0.0)
 
     def bounds(k):
         threshold = k * ((top + MSE_MARGIN) / MSE_CANDIDATES)

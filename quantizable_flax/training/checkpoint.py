@@ -109,9 +109,10 @@ def restore_params(workdir: epath.Path, step: int) -> Any:
     """Reads the parameters of one step alone, on this process's first device."""
     folder = workdir / FOLDER / str(step) / "params"
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    # The handler, not the checkpointer: that one looks for step metadata in an item's folder.
+    tree = ocp.StandardCheckpointHandler().metadata(folder).tree
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
     with ocp.StandardCheckpointer() as reader:
-        tree = reader.metadata(folder).item_metadata.tree
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-        )
         return reader.restore(folder, like)

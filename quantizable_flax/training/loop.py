@@ -36,7 +36,7 @@ from quantizable_flax.training.step import TrainState, init_state, make_train_st
 logger = logging.getLogger(__name__)
 
 
-class Diverged(UserError):
+class DivergedError(UserError):
     """The loss or the gradient norm is not finite."""
 
 
@@ -141,7 +141,7 @@ class _Run:
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             kept = checkpoint.saved_steps(self._path)
-            raise Diverged(
+            raise DivergedError(
                 f"the loss at step {step} is {values['loss']} (gradient norm "
                 f"{values['grad_norm']}): lower optimizer.learning_rate or raise "
                 "optimizer.warmup_steps; "

@@ -10,20 +10,25 @@ from quantizable_flax.errors import UserError
 
 
 def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 over the warm-up, then linear to 0 at `steps`.
+    """Learning rate by step: linear from 0 over the warm-up, then linear to 0 at the last step.
+
+    A run shorter than its warm-up ends inside it.
+
+    Args:
+      optimizer: `config.optimizer`; its `decay_steps`, if not 0, replaces `steps`.
+      steps: length of the run.
 
     Raises:
-      UserError: a warm-up that is negative or not shorter than the run.
+      UserError: a negative warm-up.
     """
-    steps = optimizer.decay_steps or steps
-    warmup = optimizer.warmup_steps
-    if not 0 <= warmup < max(steps, 1):
-        raise UserError(
-            f"optimizer.warmup_steps must be at least 0 and below the {steps} steps of the "
-            f"schedule, found {warmup}."
-        )
-    peak = optimizer.learning_rate
-    decay = optax.linear_schedule(peak, 0.0, steps - warmup)
+    steps, warmup, peak = (
+        optimizer.decay_steps or steps,
+        optimizer.warmup_steps,
+        optimizer.learning_rate,
+    )
+    if warmup < 0:
+        raise UserError(f"optimizer.warmup_steps must be at least 0, found {warmup}.")
+    decay = optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))
     if warmup == 0:
         return decay
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -15,9 +16,21 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def newest_readable(
-    workdir: epath.Path, read: Callable[[int], T]
-) -> tuple[int, T, list[int]]:
+def _read_quietly(read: Callable[[int], T], step: int) -> T:
+    """Calls read(step) without the stack traces of TensorStore's other reads when one fails."""
+    previous = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+    result = read(step)
+    sys.unraisablehook = previous  # not after a failure: the other reads end later
+    return result
+
+
+def newest_readable(workdir: epath.Path, read: Callable[[int], T]) -> tuple[int, T, list[int]]:
     """Returns (step, `read(step)`, damaged newer steps) for the newest step that can be read.
 
     Args:
@@ -35,7 +48,7 @@ def newest_readable(
     damaged: list[int] = []
     for step in steps:
         try:
-            return step, read(step), damaged
+            return step, _read_quietly(read, step), damaged
         except UserError:
             raise
         except Exception as error:  # damage shows as many exception types of several libraries
@@ -71,7 +84,7 @@ def read_step(workdir: epath.Path, step: int, read: Callable[[int], T]) -> T:
             f"{', '.join(map(str, sorted(steps))) or 'none'}."
         )
     try:
-        return read(step)
+        return _read_quietly(read, step)
     except UserError:
         raise
     except Exception as error:
@@ -86,7 +99,12 @@ def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epat
 
     The model and what fixes the order of the data must be those of the checkpoint.
     """
-    fixed = {"model": None, "seed": None, "data": ("seq_len", "mask_rate"), "train": ("batch_size",)}
+    fixed = {
+        "model": None,
+        "seed": None,
+        "data": ("seq_len", "mask_rate"),
+        "train": ("batch_size",),
+    }
     changes = []
     for group, keys in fixed.items():
         old, new = _flatten({group: saved[group]}), _flatten({group: asked[group]})

@@ -62,8 +62,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Moves this process's part of a global batch to its devices."""
     sharding = batch_sharding(mesh)
     return {
-        key: jax.make_array_from_process_local_data(sharding, value)
-        for key, value in batch.items()
+        key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
     }
 
 

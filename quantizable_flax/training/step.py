@@ -62,9 +62,10 @@ def make_train_step(
     accumulate, seed = config.train.accumulate, config.seed
 
     def loss_fn(params, batch, key):
-        loss_B, weight_B = model.apply(
+        losses: Any = model.apply(
             {"params": params}, batch, train=True, method="loss", rngs={"dropout": key}
         )
+        loss_B, weight_B = losses
         return jnp.sum(loss_B), jnp.sum(weight_B)
 
     def train_step(state, batch):
@@ -77,7 +78,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss * scale,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "tokens": tokens,
         }
         return TrainState(state.step + 1, params, opt_state), metrics
@@ -104,9 +105,7 @@ def _accumulate(loss_fn, params, batch: Batch, key: jax.Array, count: int):
 
     def body(carry, micro):
         index, micro_batch = micro
-        (loss, tokens), grads = value_and_grad(
-            params, micro_batch, jax.random.fold_in(key, index)
-        )
+        (loss, tokens), grads = value_and_grad(params, micro_batch, jax.random.fold_in(key, index))
         return jax.tree.map(jnp.add, carry, (grads, loss, tokens)), None
 
     zeros = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0.0), jnp.float32(0.0))

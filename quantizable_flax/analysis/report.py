@@ -1,0 +1,118 @@
+"""The report: one HTML page with the table and the pictures, no file beside it."""
+
+import base64
+import html
+import io
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from quantizable_flax.analysis import tables
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ccc; }
+td:nth-child(n+3), th:nth-child(n+3) { text-align: right; } img { max-width: 100%; }
+"""
+
+
+class Subject(NamedTuple):
+    """One run in the report.
+
+    Attributes:
+      row: its row of the table.
+      sites: mean of each published statistic, `site:statistic` -> value.
+      history: (step, validation perplexity) during training, may be empty.
+    """
+
+    row: dict[str, Any]
+    sites: dict[str, float]
+    history: list[tuple[int, float]]
+
+
+def report(subjects: list[Subject], bits: list[str]) -> str:
+    """Returns the page."""
+    rows = [subject.row for subject in subjects]
+    parts = [
+        "<h1>Outliers and INT8 quality</h1>",
+        _table(rows, bits),
+        "<p>Perplexity on the validation split, lower is better. Quantized columns: mean ± "
+        "standard deviation over calibration seeds. The infinity norm is the largest over the "
+        "feed-forward outputs, the residual sums and the LayerNorms after them; the kurtosis is the mean over "
+        "outputs and LayerNorms (a normal distribution has 3).</p>",
+        "<h2>Where the outliers are</h2>",
+        _image(_norm_figure(subjects)),
+    ]
+    if bits:
+        parts += ["<h2>What quantization costs</h2>", _image(_cost_figure(rows, bits))]
+    if any(subject.history for subject in subjects):
+        parts += ["<h2>Training</h2>", _image(_history_figure(subjects))]
+    body = "\n".join(parts)
+    return (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>quantizable_flax</title>"
+        f"<style>{STYLE}</style><body>{body}</body></html>\n"
+    )
+
+
+def _table(rows: list[dict[str, Any]], bits: list[str]) -> str:
+    columns = tables.columns(bits)
+    head = "".join(f"<th>{html.escape(title)}</th>" for title, _ in columns)
+    lines = [
+        "<tr>" + "".join(f"<td>{html.escape(show(row))}</td>" for _, show in columns) + "</tr>"
+        for row in rows
+    ]
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _norm_figure(subjects: list[Subject]) -> Figure:
+    """Infinity norm by layer: feed-forward output and residual sum."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), sharey=True, layout="constrained")
+    for axis, (site, title) in zip(
+        axes, (("ffn_out/output", "FFN output"), ("ffn_residual", "residual sum")), strict=True
+    ):
+        for subject in subjects:
+            norms = [
+                value for name, value in subject.sites.items() if name.endswith(f"/{site}:inf_norm")
+            ]
+            axis.plot(range(len(norms)), norms, marker="o", label=subject.row["name"])
+        axis.set(title=title, xlabel="layer", yscale="log")
+    axes[0].set_ylabel("infinity norm")
+    axes[0].legend()
+    return figure
+
+
+def _cost_figure(rows: list[dict[str, Any]], bits: list[str]) -> Figure:
+    """Increase of the loss over floating point, in nats per token, by setting."""
+    figure, axis = plt.subplots(figsize=(10, 3.5), layout="constrained")
+    width = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        costs = [np.log(row[setting] / row["fp"]) for setting in bits]
+        axis.bar(np.arange(len(bits)) + i * width, costs, width, label=row["name"])
+    axis.set_xticks(np.arange(len(bits)) + 0.4 - width / 2, [b.upper() for b in bits])
+    axis.set_ylabel("loss increase (nats per token)")
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.legend()
+    return figure
+
+
+def _history_figure(subjects: list[Subject]) -> Figure:
+    figure, axis = plt.subplots(figsize=(10, 3.5), layout="constrained")
+    for subject in subjects:
+        if subject.history:
+            steps, perplexities = zip(*subject.history, strict=True)
+            axis.plot(steps, perplexities, marker=".", label=subject.row["name"])
+    axis.set(xlabel="step", ylabel="validation perplexity", yscale="log")
+    axis.legend()
+    return figure
+
+
+def _image(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return f"<img src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"

@@ -1,0 +1,20 @@
+"""Settings of every test: repeatable property tests, full precision, compilation shared."""
+
+import os
+import tempfile
+
+# One cache for this process and the command lines that it starts: most tests compile the same
+# few programs. It must be in the environment before jax is imported.
+_cache = tempfile.TemporaryDirectory(prefix="quantizable_flax_tests")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["XDG_CACHE_HOME"] = _cache.name
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.load_profile("repeatable")
+
+# Accelerators round the factors of a float32 product by default; parity is about the formulas.
+jax.config.update("jax_default_matmul_precision", "highest")

@@ -1,0 +1,108 @@
+"""Golden arrays of the original implementation, and its options and names in ours."""
+
+import functools
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from quantizable_flax import default_config
+
+TESTS = Path(__file__).parent
+FULL = TESTS.parent.parent / "shared" / "goldens" / "open"
+SUBSET = TESTS / "goldens"
+SIZES = {
+    "hidden_size": "hidden_size",
+    "heads": "num_heads",
+    "layers": "num_layers",
+    "ffn": "intermediate_size",
+    "vocab": "vocab_size",
+}
+
+
+class Golden(dict):
+    """The arrays of one file by key, and its `config`."""
+
+    def __init__(self, path: Path):
+        with np.load(path) as file:
+            super().__init__({key: file[key] for key in file.files if key != "config"})
+            self.config = json.loads(str(file["config"]))
+
+    def group(self, prefix: str) -> dict[str, np.ndarray]:
+        """Returns the arrays below `prefix/`, under the rest of their keys."""
+        start = prefix + "/"
+        return {key.removeprefix(start): self[key] for key in self if key.startswith(start)}
+
+
+def golden_folder() -> Path:
+    """Returns where goldens are: $GOLDENS, else the full set, else the committed subset."""
+    if "GOLDENS" in os.environ:
+        return Path(os.environ["GOLDENS"])
+    return FULL if FULL.is_dir() else SUBSET
+
+
+@functools.cache
+def golden(name: str) -> Golden:
+    """Loads `name`.npz; cached, so nobody may write into its arrays."""
+    return Golden(golden_folder() / f"{name}.npz")
+
+
+def golden_names(pattern: str) -> list[str]:
+    """Returns the names of the files at hand that match the pattern, sorted."""
+    return sorted(path.stem for path in golden_folder().glob(f"{pattern}.npz"))
+
+
+def attention_options(original: dict[str, Any], head_size: int) -> dict[str, Any]:
+    """Translates the original's attention options into keys of `config.model.attention`."""
+    ours: dict[str, Any] = {}
+    if "softmax" in original:
+        gamma, eta = re.fullmatch(r"clipped\((.*):(.*)\)", original["softmax"]).groups()
+        ours |= {"softmax": "clipped", "gamma": float(gamma), "zeta": float(eta)}
+    if "alpha" in original:
+        ours |= {"softmax": "clipped", "alpha": original["alpha"]}
+    if "gate" not in original:
+        return ours
+    ours |= {"gate_pi_init": original["init"], "gate_finetune": "fine_tuning" in original}
+    if original["gate"] == "unconditional_per_head":
+        return ours | {"gate": "unconditional"}
+    if original.get("attn_gate_linear_all_features"):
+        return ours | {"gate": "all_heads_linear"}  # per token there, whatever `gate` says
+    per_head = original["gate"] == "conditional_per_head"
+    ours |= {"gate": "linear", "gate_per": "head" if per_head else "token"}
+    if original.get("attn_gate_mlp"):
+        ours |= {"gate": "mlp", "gate_hidden": head_size // 4}
+    if original.get("attn_gate_mlp2"):
+        ours |= {"gate": "mlp", "gate_hidden": head_size}
+    return ours
+
+
+def bert_config(original: dict[str, Any]) -> ConfigDict:
+    """Returns our configuration of a golden BERT; `original` is the file's config."""
+    config = default_config()
+    for theirs, ours in SIZES.items():
+        config.model[ours] = original[theirs]
+    config.model.max_position_embeddings = 64
+    config.model.pad_token_id = original["pad_id"]
+    config.data.seq_len = original["seq"]
+    head_size = original["hidden_size"] // original["heads"]
+    config.model.attention.update(attention_options(original["attention"], head_size))
+    return config
+
+
+def deviation(actual: jax.Array, expected: np.ndarray) -> float:
+    """Returns the largest difference, as a share of the largest expected magnitude."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    return float(np.max(np.abs(actual - expected)) / np.max(np.abs(expected)))
+
+
+def batch_of(file: Golden, index: int | None = None) -> dict[str, jax.Array]:
+    """Returns the golden batch `in/*`, or the index-th of several stacked ones."""
+    arrays = file.group("in")
+    return {key: jnp.asarray(x if index is None else x[index]) for key, x in arrays.items()}

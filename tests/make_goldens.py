@@ -1,0 +1,130 @@
+"""Cuts the committed subset out of the full golden set: python tests/make_goldens.py FULL_FOLDER.
+
+The full set comes from the original PyTorch implementation (see tests/goldens/README.md). Weights
+do not compress, so the subset holds one whole trained model and one small training run; all other
+models are tested where the full set lies next to the repository.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+SUBSET = Path(__file__).parent / "goldens"
+VARIANTS = (
+    "vanilla",
+    "clipped_alpha",
+    "uncond_ft",
+    "cond_head_linear",
+    "cond_tok_linear_clipped",
+    "cond_tok_mlp_ft",
+    "cond_tok_mlp2",
+    "cond_tok_allfeat",
+)
+QUANT_CASES = ("w8a8_minmax", "w6a6_mse", "w4a8_mse", "w8a8_p99.9", "w8_only", "a8_only")
+SITE_FIELDS = ("name", "kind", "n_bits", "on", "x_min", "x_max")
+RANGE_CASES = r"current.*|running.*|mse_grid_sym\d.*"
+
+Arrays = dict[str, np.ndarray]
+Cut = Callable[[Arrays, dict], tuple[Arrays, dict]]
+
+
+def matching(arrays: Arrays, pattern: str) -> Arrays:
+    """The arrays whose whole key matches."""
+    return {key: x for key, x in arrays.items() if re.fullmatch(pattern, key)}
+
+
+def only(config: dict, field: str, pattern: str) -> dict:
+    """The config with those entries of one of its tables whose name matches."""
+    return config | {field: {k: v for k, v in config[field].items() if re.fullmatch(pattern, k)}}
+
+
+def cut_softmax(arrays, config):
+    """All cases, on two of the three samples and one of the two heads."""
+    return {key: x[:2, :1] for key, x in arrays.items()}, config
+
+
+def cut_attention(arrays, config):
+    """VARIANTS; without the gradients of the projections' matrices and most probabilities."""
+    names = "|".join(VARIANTS)
+    key = rf"in/.*|({names})/(w/.*|out/(?!attn_probs).*|grad_hidden|grad/(alpha|.*bias).*)"
+    return matching(arrays, rf"{key}|vanilla/out/.*"), only(config, "variants", names)
+
+
+def cut_model(arrays, config):
+    """Everything, but outputs of eight tokens of the first sample only."""
+    return {
+        k: x[:1, :8] if k.startswith("out/") and x.ndim else x for k, x in arrays.items()
+    }, config
+
+
+def cut_metrics(arrays, config):
+    """Everything."""
+    return arrays, config
+
+
+def cut_quant(arrays, config):
+    """QUANT_CASES; logits of eight tokens, of w8a8_minmax and fp only."""
+    names = "|".join(re.escape(name) for name in QUANT_CASES)
+    config = only(only(config, "cases", names), "sites", names)
+    for name, sites in config["sites"].items():
+        config["sites"][name] = [{field: site[field] for field in SITE_FIELDS} for site in sites]
+    for case in config["cases"].values():
+        case.pop("script_metrics", None)
+    keys = rf"in/.*|({names}|fp)/loss_eval|(w8a8_minmax|fp)/logits_eval0"
+    kept = matching(arrays, keys)
+    return {k: x[:1, :8] if "logits" in k else x for k, x in kept.items()}, config
+
+
+def cut_quantizers(arrays, config):
+    """8 bits, clipped ranges, all ties; `out` follows from `int` and is kept for ties only."""
+    tensors = "normal|relu|zeros|small|ln_gamma_1d"
+    cases = rf"({tensors})/a?sym8/p[tc]/clip"
+    fields = "int|scale|zero_point|x_min|x_max|grad_x"
+    keys = rf"ties/.*|(in|cot)/({tensors})|{cases}/({fields})"
+    return matching(arrays, keys), only(config, "cases", cases)
+
+
+def cut_ranges(arrays, config):
+    """The estimators that exist here, on five of the sixteen batches."""
+    kept = matching(arrays, rf"in/.*|({RANGE_CASES})/.*")
+    whole = ("in/weight", "in/ln_gamma")
+    kept = {key: x if key in whole else x[:5] for key, x in kept.items()}
+    return kept, only(config, "cases", RANGE_CASES)
+
+
+def cut_train(arrays, config):
+    """Without most of the final matrices."""
+    left_out = r".*word_embeddings|.*(key|value|dense)\.weight"
+    return matching(arrays, rf"(in|w0|out)/.*|w1/(?!{left_out}).*"), config
+
+
+CUTS: dict[str, Cut] = {
+    "softmax": cut_softmax,
+    "attention_bert": cut_attention,
+    "model_bert_vanilla": cut_model,
+    "metrics_bert": cut_metrics,
+    "quant_bert_vanilla": cut_quant,
+    "quantizers": cut_quantizers,
+    "range_estimators": cut_ranges,
+    "train_bert_gated": cut_train,
+}
+
+
+def main(full: Path) -> None:
+    """Writes one file per entry of CUTS and says how large it is."""
+    for name, cut in CUTS.items():
+        with np.load(full / f"{name}.npz") as file:
+            arrays = {key: file[key] for key in file.files if key != "config"}
+            config = json.loads(str(file["config"]))
+        arrays, config = cut(arrays, config)
+        path = SUBSET / f"{name}.npz"
+        np.savez_compressed(path, config=np.array(json.dumps(config)), **arrays)
+        print(f"{path.stat().st_size:8d} {path.name}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,144 @@
+"""Evaluation: parity of the published metrics, exact averages, quantized rows."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from quantizable_flax.analysis.outliers import SITES
+from quantizable_flax.errors import UserError
+from quantizable_flax.evaluation import Evaluator, evaluate, make_eval_step, result_row
+from quantizable_flax.interop import from_state_dict
+from quantizable_flax.loading import load_run
+from quantizable_flax.models.registry import build_model
+from quantizable_flax.training.loop import train
+from tests.helpers import bert_config, golden, golden_names
+from tests.tiny import tiny_config
+
+
+def batches_of(arrays: dict, size: int, padded: bool = False) -> list[dict]:
+    """Splits arrays into batches; the last is filled up with examples of weight 0 if asked."""
+    count = len(next(iter(arrays.values())))
+    batches = []
+    for start in range(0, count, size):
+        batch = {key: value[start : start + size] for key, value in arrays.items()}
+        real = len(batch["labels"])
+        if padded:
+            fill = {key: np.resize(value, (size, *value.shape[1:])) for key, value in batch.items()}
+            batch = {**fill, "example_weight": (np.arange(size) < real).astype(np.float32)}
+        batches.append(batch)
+    return batches
+
+
+@pytest.mark.parametrize("model_name", golden_names("model_bert_*"))
+def test_published_metrics(model_name):
+    name = model_name.removeprefix("model_")
+    metrics, weights = golden("metrics_bert"), golden(model_name)
+    expected, arrays = metrics.config["metrics"][name], metrics.group(f"{name}/in")
+    config = bert_config(weights.config)
+    params = from_state_dict(weights.group("w"), config)
+    step = make_eval_step(build_model(config), SITES["bert"])
+    found = evaluate(
+        step, params, batches_of(arrays, metrics.config["batch_size"]), averaging="published"
+    )
+    # float32 sums in another order; the original keeps its means in float64, as we do.
+    assert found.perplexity == pytest.approx(expected["perplexity"], rel=1e-5)
+    assert found.outliers["avg_kurtosis"] == pytest.approx(expected["avg_kurtosis"], rel=1e-5)
+    assert found.outliers["max_kurtosis"] == pytest.approx(expected["max_kurtosis"], rel=1e-5)
+    norms = {key: expected[key] for key in expected if key.startswith("max_")}
+    norms.pop("max_kurtosis")
+    assert found.outliers["max_inf_norm"] == pytest.approx(max(norms.values()), rel=1e-5)
+    for layer in range(config.model.num_layers):
+        ours, theirs = f"layer_{layer}", f"bert.encoder.layer.{layer}.output"
+        for site, original in {
+            "ffn_out/output": "dense",
+            "ffn_layer_norm/output": "LayerNorm",
+            "ffn_residual": "LayerNorm.input",
+        }.items():
+            assert found.sites[f"{ours}/{site}:inf_norm"] == pytest.approx(
+                expected[f"{theirs}.{original}"], rel=1e-5
+            )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    train(tiny_config(folder), str(folder / "run"))
+    return load_run(str(folder / "run"))
+
+
+def random_arrays(config, count: int = 7) -> dict:
+    rng = np.random.default_rng(1)
+    ids = rng.integers(5, config.model.vocab_size, (count, config.data.seq_len), dtype=np.int32)
+    labels = np.where(rng.random(ids.shape) < 0.15, ids, np.int32(-100))
+    labels[0] = -100  # a sequence without any label
+    return {"input_ids": ids, "labels": labels}
+
+
+def test_token_perplexity_is_independent_of_batches_and_padding(trained):
+    arrays = random_arrays(trained.config)
+    step = make_eval_step(trained.model, SITES["bert"])
+    whole = evaluate(step, trained.params, batches_of(arrays, 7))
+    split = evaluate(step, trained.params, batches_of(arrays, 3, padded=True))
+    assert split.perplexity == pytest.approx(whole.perplexity, rel=1e-6)
+    assert split.outliers == pytest.approx(whole.outliers, rel=1e-5)
+
+
+def test_kurtosis_batches_limits_the_kurtosis_alone(trained):
+    arrays = random_arrays(trained.config)
+    step = make_eval_step(trained.model, SITES["bert"])
+    first = evaluate(step, trained.params, batches_of(arrays, 3)[:1])
+    limited = evaluate(step, trained.params, batches_of(arrays, 3), kurtosis_batches=1)
+    everything = evaluate(step, trained.params, batches_of(arrays, 3))
+    assert limited.outliers["avg_kurtosis"] == pytest.approx(first.outliers["avg_kurtosis"])
+    assert limited.outliers["max_inf_norm"] == everything.outliers["max_inf_norm"]
+
+
+def test_no_batch_or_label_is_an_error(trained):
+    step = make_eval_step(trained.model)
+    with pytest.raises(UserError, match="at least one batch"):
+        evaluate(step, trained.params, [])
+    unlabelled = {"input_ids": np.ones((2, 16), np.int32), "labels": np.full((2, 16), -100)}
+    with pytest.raises(UserError, match="labelled token"):
+        evaluate(step, trained.params, [unlabelled])
+
+
+def test_statistics_leave_the_step_as_scalars_only(trained):
+    step = make_eval_step(trained.model, SITES["bert"])
+    batch = {key: jnp.asarray(value) for key, value in random_arrays(trained.config).items()}
+    shapes = jax.eval_shape(step, trained.params, {}, batch)
+    assert {leaf.shape for leaf in jax.tree.leaves(shapes)} == {()}
+
+
+def test_row_of_a_run(trained):
+    evaluator = Evaluator(trained.config, trained.params, trained.tokenizer)
+    row = result_row("run", trained.config, evaluator, ["w8a8", "w2a4"], 2, trained.info)
+    assert set(row) == {
+        "name", "model", "attention", "metric", "fp", "max_inf_norm", "avg_kurtosis",
+        "w8a8", "w8a8_std", "w2a4", "w2a4_std", "steps", "seconds",
+    }  # fmt: skip
+    assert row["steps"] == 80
+    assert row["seconds"] > 0
+    assert abs(row["w8a8"] / row["fp"] - 1) < 0.02  # 8 bits cost this model next to nothing
+    assert row["w2a4"] > 1.02 * row["fp"]
+
+
+def test_calibration_seeds_see_different_batches(trained):
+    evaluator = Evaluator(trained.config, trained.params, trained.tokenizer)
+    first, second = evaluator.quantized("w4a4", 2)
+    assert first != second
+    assert evaluator.quantized("w4a4", 1) == [first]
+
+
+def test_16_bits_equal_floating_point(trained):
+    evaluator = Evaluator(trained.config, trained.params, trained.tokenizer)
+    # Steps of 1/65535 of the range: four digits of the perplexity cannot move.
+    assert evaluator.quantized("w16a16", 1)[0] == pytest.approx(evaluator.fp.perplexity, rel=1e-4)
+
+
+def test_config_of_a_run_builds_the_same_model(trained):
+    rebuilt = build_model(trained.config)
+    left = dataclasses.replace(rebuilt.config, softmax_fn=None)
+    assert left == dataclasses.replace(trained.model.config, softmax_fn=None)

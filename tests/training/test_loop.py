@@ -1,0 +1,89 @@
+"""What a run leaves behind, and how it stops when it must."""
+
+import json
+
+import pytest
+from etils import epath
+
+import quantizable_flax as qf
+from quantizable_flax.config import from_dict
+from quantizable_flax.training import checkpoint
+from quantizable_flax.training.loop import DivergedError, train
+from tests.tiny import tiny_config
+
+
+def lines(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny_config(
+        folder,
+        train__eval_every=40,
+        train__telemetry_every=40,
+        model__attention__softmax="clipped",
+        model__attention__gamma=-0.03,
+        model__attention__gate="mlp",
+    )
+    train(config, str(folder / "run"))
+    return folder / "run"
+
+
+def test_loss_falls_and_every_group_is_logged(run):
+    by_group = {}
+    for line in lines(run):
+        by_group.setdefault(line["group"], []).append(line)
+    assert [line["step"] for line in by_group["train"]] == [20, 40, 60, 80]
+    assert by_group["validation"][-1]["perplexity"] < by_group["validation"][0]["perplexity"]
+    assert [line["step"] for line in by_group["telemetry"]] == [0, 40]
+
+
+def test_telemetry_has_norms_gates_per_head_and_exact_zeros(run):
+    first = next(line for line in lines(run) if line["group"] == "telemetry")
+    for layer in ("layer_0", "layer_1"):
+        assert first[f"{layer}/ffn_residual:inf_norm"] > 0
+        assert first[f"{layer}/ffn_layer_norm/output:kurtosis"] > 1  # no sample has less
+        # At initialisation every gate is half open.
+        assert first[f"{layer}/attention/gate:mean"] == pytest.approx([0.5, 0.5], abs=0.01)
+        # 16 keys share the weight: hardly any probability lies below 0.03 / 1.03.
+        assert 0 <= first[f"{layer}/attention:zero_share"] < 0.2
+
+
+def test_tensorboard_files_hold_the_scalars(run):
+    (events,) = (run / "tensorboard").glob("events.*")
+    content = events.read_bytes()
+    assert b"train/loss" in content
+    assert b"validation/perplexity" in content
+
+
+def test_checkpoint_explains_itself(run):
+    notes = checkpoint.read_notes(epath.Path(run), 80)
+    assert from_dict(notes.config).model.attention.gate == "mlp"
+    assert notes.info["step"] == 80
+    assert notes.info["versions"]["jax"]
+    assert "model" in notes.tokenizer
+    model, params = qf.load(str(run))
+    assert params["layer_0"]["attention"]["gate"]["hidden_kernel"].shape == (2, 8, 4)
+    assert model.config.num_layers == 2
+
+
+def test_keep_limits_the_checkpoints(tmp_path):
+    train(tiny_config(tmp_path, checkpoint__every=10, checkpoint__keep=3), str(tmp_path / "run"))
+    assert checkpoint.saved_steps(epath.Path(tmp_path / "run")) == [80, 70, 60]
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    train(tiny_config(tmp_path, train__steps=40), str(tmp_path / "run"))
+    config = tiny_config(tmp_path, optimizer__learning_rate=1e30, optimizer__warmup_steps=0)
+    with pytest.raises(DivergedError, match="the checkpoint of step 40 is kept"):
+        train(config, str(tmp_path / "run"))
+    assert checkpoint.saved_steps(epath.Path(tmp_path / "run")) == [40]
+    qf.load(str(tmp_path / "run"))
+
+
+def test_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    with pytest.raises(qf.UserError, match=r"tokenizer has \d+ tokens but model.vocab_size is 50"):
+        train(tiny_config(tmp_path, model__vocab_size=50), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,153 @@
+"""A run that was killed continues as though it had not been."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from etils import epath
+
+from quantizable_flax.errors import UserError
+from quantizable_flax.training import checkpoint
+from quantizable_flax.training.loop import train
+from tests.tiny import flags, tiny_config
+
+ROOT = Path(__file__).parents[2]
+DROPOUT = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}
+
+
+def saved(workdir, step: int) -> dict:
+    """Everything numeric that a checkpoint holds, read by Orbax alone."""
+    with ocp.StandardCheckpointer() as reader:
+        arrays = {
+            name: reader.restore(Path(workdir) / "checkpoints" / str(step) / name)
+            for name in ("params", "opt_state")
+        }
+    return {**arrays, "data": checkpoint.read_notes(epath.Path(workdir), step).data}
+
+
+def assert_bitwise_equal(left, right):
+    left_leaves, right_leaves = jax.tree.leaves(left), jax.tree.leaves(right)
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(left_leaves, right_leaves, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder with the text, workdir of an uninterrupted run of 80 steps)."""
+    folder = tmp_path_factory.mktemp("finished")
+    train(tiny_config(folder, **DROPOUT), str(folder / "run"))
+    return folder, folder / "run"
+
+
+def start(folder, workdir, **changes) -> subprocess.Popen:
+    command = [sys.executable, "train.py", "--config=configs/quickstart.py", f"--workdir={workdir}"]
+    return subprocess.Popen([*command, *flags(folder, **changes)], cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline, f"{path} never appeared"
+        time.sleep(0.005)
+
+
+def test_killed_run_resumes_bitwise(finished, tmp_path):
+    folder, whole = finished
+    # Far more steps than fit before the kill; the schedule is that of the 80-step run.
+    changes = {**DROPOUT, "optimizer__decay_steps": 80}
+    process = start(
+        folder, tmp_path / "run", **changes, train__steps=1000000, checkpoint__keep=100000
+    )
+    wait_for(tmp_path / "run" / "checkpoints" / "40", process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    for step in checkpoint.saved_steps(epath.Path(tmp_path / "run")):
+        if step > 40:
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+
+    train(tiny_config(folder, **changes), str(tmp_path / "run"))
+
+    assert_bitwise_equal(saved(tmp_path / "run", 80), saved(whole, 80))
+
+
+def test_forty_steps_then_eighty_is_eighty(finished, tmp_path):
+    folder, whole = finished
+    train(tiny_config(folder, **DROPOUT, train__steps=40, optimizer__decay_steps=80), str(tmp_path))
+    train(tiny_config(folder, **DROPOUT, optimizer__decay_steps=80), str(tmp_path))
+    assert_bitwise_equal(saved(tmp_path, 80), saved(whole, 80))
+
+
+def test_sigterm_saves_the_step_and_exits_0(finished, tmp_path):
+    folder, _ = finished
+    process = start(folder, tmp_path / "run", train__steps=1000000)
+    wait_for(tmp_path / "run" / "checkpoints" / "40", process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr.decode()
+    newest = checkpoint.saved_steps(epath.Path(tmp_path / "run"))[0]
+    assert f"step {newest} is saved" in stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated arrays", "truncated config", "missing manifest", "empty tokenizer"]
+)
+def test_damaged_newest_falls_back_and_is_kept_aside(finished, tmp_path, damage, caplog):
+    folder, whole = finished
+    shutil.copytree(whole, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "80"
+    if damage == "truncated arrays":
+        for file in (f for f in (newest / "params").rglob("*") if f.parent.name == "d"):
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif damage == "truncated config":
+        file = newest / "config" / "metadata"
+        file.write_bytes(file.read_bytes()[:100])
+    elif damage == "missing manifest":
+        (newest / "params" / "manifest.ocdbt").unlink()
+    else:
+        (newest / "tokenizer" / "metadata").write_bytes(b"")
+
+    train(tiny_config(folder, **DROPOUT), str(tmp_path / "run"))
+
+    assert "step 80" in caplog.text
+    assert "falling back to step 40" in caplog.text
+    assert (tmp_path / "run" / "damaged" / "80").is_dir()
+    assert_bitwise_equal(saved(tmp_path / "run", 80), saved(whole, 80))
+
+
+def test_all_damaged_is_one_sentence_and_touches_nothing(finished, tmp_path):
+    folder, whole = finished
+    shutil.copytree(whole, tmp_path / "run")
+    for file in (tmp_path / "run").glob("checkpoints/*/config/metadata"):
+        file.write_bytes(b"{")
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"none of the checkpoints .*steps 80, 40 are damaged"):
+        train(tiny_config(folder, **DROPOUT), str(tmp_path / "run"))
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_workdir_of_another_architecture_is_refused(finished, tmp_path):
+    folder, whole = finished
+    config = tiny_config(folder, **DROPOUT, model__hidden_size=32, model__attention__gate="linear")
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    with pytest.raises(UserError, match=r"model.attention.gate=\"none\", not \"linear\""):
+        train(config, str(whole))
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_asynchronous_save_is_not_overwritten_by_donated_steps(finished, tmp_path):
+    # Saving at every step while the next step donates the buffers: every checkpoint must hold the
+    # state of its own step, which a run that saves only once tells.
+    folder, whole = finished
+    config = tiny_config(folder, **DROPOUT, checkpoint__every=1, checkpoint__keep=100)
+    train(config, str(tmp_path))
+    for step in (40, 80):
+        assert_bitwise_equal(saved(tmp_path, step), saved(whole, step))
