@@ -16,7 +16,7 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 # Trains vanilla, clipped and gated BERT on embedded text, evaluates FP and INT8, draws the report.
 demo: $(STAMP)
 	@for variant in $(VARIANTS); do \
-	  $(BIN)/python train.py --config=configs/demo.py:$$variant --workdir=$(DEMO)/$$variant || exit $$?; \
+	  $(BIN)/python train.py --config=configs/quickstart.py:$$variant --workdir=$(DEMO)/$$variant || exit $$?; \
 	done
 	@$(BIN)/python eval.py $(foreach v,$(VARIANTS),--workdir=$(DEMO)/$(v)) --quant=w8a8,w6a6 \
 	  --json=$(DEMO)/results.json --markdown=$(DEMO)/results.md --report=$(DEMO)/report.html

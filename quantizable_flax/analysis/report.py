@@ -43,8 +43,8 @@ def report(subjects: list[Subject], bits: list[str]) -> str:
         _table(rows, bits),
         "<p>Perplexity on the validation split, lower is better. Quantized columns: mean ± "
         "standard deviation over calibration seeds. The infinity norm is the largest over the "
-        "feed-forward outputs, the residual sums and the LayerNorms after them; the kurtosis is the mean over "
-        "outputs and LayerNorms (a normal distribution has 3).</p>",
+        "feed-forward outputs, the residual sums and the LayerNorms after them; the kurtosis is "
+        "the mean over outputs and LayerNorms (a normal distribution has 3).</p>",
         "<h2>Where the outliers are</h2>",
         _image(_norm_figure(subjects)),
     ]

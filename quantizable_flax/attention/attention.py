@@ -133,7 +133,9 @@ def attention_fn(
         if bias is not None:
             scores = scores + bias
         probs = softmax_fn(scores, mask)
-        if dropout_rng is not None and dropout_rate > 0.0 and not deterministic:
+        if dropout_rate > 0.0 and not deterministic:
+            if dropout_rng is None:
+                raise UserError("attention dropout needs a dropout_rng, found None.")
             keep = 1.0 - dropout_rate
             # Broadcast means one mask for all of the batch and heads, as Flax does it.
             shape = (1,) * (probs.ndim - 2) + probs.shape[-2:] if broadcast_dropout else probs.shape

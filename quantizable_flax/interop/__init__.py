@@ -1,4 +1,4 @@
-"""Weights of the original implementation and of Hugging Face, in and out."""
+"""Weights of the original implementation and of Hugging Face as our parameters."""
 
 from collections.abc import Mapping
 

@@ -106,3 +106,19 @@ def test_the_element_is_not_written_and_the_transform_pickles(tokens_T):
 def test_senseless_rates(rate):
     with pytest.raises(UserError, match="in \\(0, 1\\]"):
         MaskTokens(Ids, rate)
+
+
+def test_max_predictions_keeps_a_random_choice_of_the_selected(tokens_T):
+    blocks_NxT = tokens_T[:32000].reshape(-1, 32)
+    transform, free = MaskTokens(Ids, 0.5, max_predictions=6), MaskTokens(Ids, 0.5)
+    firsts = []
+    for seed, block_T in enumerate(blocks_NxT):
+        labels_T = transform.random_map(block_T, rng(seed))["labels"]
+        unlimited_T = free.random_map(block_T, rng(seed))["labels"]
+        kept_T = labels_T != -100
+        # Never more than asked, never one that the rate alone would not have selected.
+        assert kept_T.sum() == min(6, (unlimited_T != -100).sum())
+        np.testing.assert_array_equal(labels_T[kept_T], unlimited_T[kept_T])
+        firsts += list(np.flatnonzero(kept_T))
+    # Were it the first six, the mean position would be about 6, not the middle of 32.
+    assert abs(np.mean(firsts) - 15.5) < 1

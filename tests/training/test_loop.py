@@ -8,7 +8,8 @@ from etils import epath
 import quantizable_flax as qf
 from quantizable_flax.config import from_dict
 from quantizable_flax.training import checkpoint
-from quantizable_flax.training.loop import DivergedError, train
+from quantizable_flax.training.loop import train
+from quantizable_flax.training.run import DivergedError
 from tests.tiny import tiny_config
 
 

@@ -1,0 +1,112 @@
+"""What clipped softmax and gates cost: training step and evaluation forward over vanilla.
+
+    python benchmarks/step_cost.py [--hidden=256 --layers=4 --seq_len=128 --batch_size=16]
+
+All variants are timed in turn, round after round, so that a machine that slows down slows all of
+them; printed are medians and the ratio to vanilla in the same run.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from quantizable_flax.config import default_config
+from quantizable_flax.evaluation import make_eval_step
+from quantizable_flax.models.registry import build_model, with_quant
+from quantizable_flax.quantization.calibration import calibrate
+from quantizable_flax.quantization.spec import QuantSpec
+from quantizable_flax.training.optimizer import make_optimizer
+from quantizable_flax.training.sharding import make_mesh, put_batch
+from quantizable_flax.training.step import init_state, make_train_step
+
+VARIANTS = {
+    "vanilla": {},
+    "clipped softmax": {"softmax": "clipped", "gamma": -0.025},
+    "linear gate": {"gate": "linear"},
+    "mlp gate": {"gate": "mlp"},
+}
+
+
+def configure(options: argparse.Namespace, attention: dict):
+    """The configuration of one variant, without dropout, loss over all positions."""
+    config = default_config()
+    config.model.update(
+        vocab_size=8192,
+        hidden_size=options.hidden,
+        num_layers=options.layers,
+        num_heads=options.hidden // 64,
+        intermediate_size=4 * options.hidden,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+    )
+    config.data.seq_len = options.seq_len
+    config.train.batch_size = options.batch_size
+    config.model.attention.update(attention)
+    return config
+
+
+def programs(config) -> dict:
+    """Name -> function that runs one training step, one forward, or one simulated W8A8 forward."""
+    mesh = make_mesh(config.mesh)
+    model, optimizer = build_model(config), make_optimizer(config, 1000)
+    rng = np.random.default_rng(0)
+    shape = (config.train.batch_size, config.data.seq_len)
+    ids = rng.integers(5, config.model.vocab_size, shape, dtype=np.int32)
+    labels = np.where(rng.random(shape) < 0.15, ids, np.int32(-100))
+    batch = put_batch({"input_ids": ids, "labels": labels}, mesh)
+    state = init_state(model, optimizer, batch, 0, mesh)
+    params = jax.tree.map(np.asarray, state.params)
+    train_step = make_train_step(model, optimizer, config, mesh, state)
+    eval_step = make_eval_step(model)
+    quantized = with_quant(model, QuantSpec())
+    ranges = calibrate(quantized, params, [batch])
+    quantized_step = make_eval_step(quantized)
+    kept = {"state": state, "params": jax.device_put(params)}
+
+    def train():
+        kept["state"], metrics = train_step(kept["state"], batch)
+        jax.block_until_ready(metrics)
+
+    return {
+        "training step": train,
+        "forward": lambda: jax.block_until_ready(eval_step(kept["params"], {}, batch)),
+        "simulated W8A8": lambda: jax.block_until_ready(
+            quantized_step(kept["params"], ranges, batch)
+        ),
+    }
+
+
+def main() -> None:
+    """Times every program of every variant and prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--seq_len", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=12)
+    options = parser.parse_args()
+    variants = {name: programs(configure(options, kw)) for name, kw in VARIANTS.items()}
+    times: dict = {}
+    for round_index in range(options.rounds + 2):
+        for variant, runs in variants.items():
+            for program, run in runs.items():
+                start = time.perf_counter()
+                run()
+                if round_index >= 2:  # two rounds to warm up
+                    elapsed = time.perf_counter() - start
+                    times.setdefault((program, variant), []).append(elapsed)
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {vars(options)}")
+    for program in ("training step", "forward", "simulated W8A8"):
+        base = statistics.median(times[program, "vanilla"])
+        for variant in variants:
+            median = statistics.median(times[program, variant])
+            print(
+                f"{program:15} {variant:16} {median * 1e3:8.1f} ms  {median / base:.3f} x vanilla"
+            )
+
+
+if __name__ == "__main__":
+    main()
