@@ -1,9 +1,11 @@
-"""A BERT small enough for a laptop: 4 layers of 128, trained in about two minutes on 2 CPU cores.
+"""A BERT small enough for a laptop: 2 layers of 128, trained in about two minutes on 2 CPU cores.
 
     python train.py --config=configs/quickstart.py:clipped --workdir=runs/clipped
 
 Variants: vanilla, clipped, gated. Data: the documentation text of Python's own standard library,
-or yours with --config.data.files=corpus.jsonl.xz.
+or yours with --config.data.files=corpus.jsonl.xz. Expect a validation perplexity near 50, from
+about 180 after 500 steps: masked language models first learn the frequencies of words, then,
+rather suddenly, to look at the neighbours. `make demo` trains all three variants.
 """
 
 from quantizable_flax.config import apply_variant, default_config
@@ -14,9 +16,9 @@ def vanilla(config):
 
 
 def clipped(config):
-    """Clipped softmax with the published best gamma for BERT-base."""
+    """Clipped softmax, gamma = -1 / 32: a key of less than average weight gets exactly 0."""
     config.model.attention.softmax = "clipped"
-    config.model.attention.gamma = -0.025
+    config.model.attention.alpha = 1.0
 
 
 def gated(config):
@@ -29,22 +31,28 @@ VARIANTS = {"vanilla": vanilla, "clipped": clipped, "gated": gated}
 
 def get_config(variant="vanilla"):
     config = default_config()
-    config.name = variant
-    config.model.vocab_size = 4096
+    config.model.vocab_size = 1024
     config.model.hidden_size = 128
-    config.model.num_layers = 4
+    config.model.num_layers = 2
     config.model.num_heads = 4
     config.model.intermediate_size = 512
     config.model.max_position_embeddings = 128
     config.model.hidden_dropout = 0.0
     config.model.attention_dropout = 0.0
-    config.model.max_predictions = 24
-    config.data.seq_len = 64
-    config.data.tokenizer.vocab_size = 4096
-    config.optimizer.learning_rate = 1e-3
+    # The published 0.02 is for width 768; this keeps the spread of the scores at width 128, and
+    # without it a clipped softmax would clip every key and never receive a gradient.
+    config.model.initializer_range = 0.05
+    config.model.max_predictions = 12
+    config.data.seq_len = 32
+    config.data.tokenizer.vocab_size = 1024
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
-    config.train.steps = 1000
-    config.train.batch_size = 32
-    config.train.eval_every = 500
-    config.checkpoint.every = 500
+    config.train.steps = 1200
+    config.train.batch_size = 64
+    config.train.log_every = 100
+    config.train.eval_every = 200
+    config.train.eval_batches = 0
+    config.train.telemetry_every = 200
+    config.eval.batch_size = 64
+    config.checkpoint.every = 400
     return apply_variant(config, variant, VARIANTS)
