@@ -46,7 +46,7 @@ def load(path: str) -> tuple[nn.Module, Any]:
 
 def load_run(path: str) -> Run:
     """As `load`, with configuration, tokenizer and notes."""
-    workdir, wanted = _split_step(epath.Path(path))
+    workdir, wanted = _split_step(checkpoint.absolute(path))
 
     def read(step: int) -> Run:
         notes = checkpoint.read_notes(workdir, step)
@@ -63,7 +63,7 @@ def load_run(path: str) -> Run:
 
 def validation_history(path: str) -> list[tuple[int, float]]:
     """Returns (step, validation perplexity) as the run logged them, the last one of each step."""
-    log = _split_step(epath.Path(path))[0] / "metrics.jsonl"
+    log = _split_step(checkpoint.absolute(path))[0] / "metrics.jsonl"
     if not log.exists():
         return []
     lines = [json.loads(line) for line in log.read_text().splitlines()]

@@ -35,6 +35,11 @@ class Notes(NamedTuple):
     info: dict[str, Any]
 
 
+def absolute(path: str) -> epath.Path:
+    """Returns a local path made absolute, as Orbax needs it, or a bucket's (gs://...) as it is."""
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
+
+
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that a checkpoint depends on."""
     return {name: metadata.version(name) for name in VERSIONED}

@@ -31,7 +31,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
       UserError: a configuration that cannot work, a workdir of another model, no readable
         checkpoint among those there, or a run that diverged (its last checkpoint is kept).
     """
-    path = epath.Path(workdir)
+    path = checkpoint.absolute(workdir)
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.accumulate, mesh)
     model, optimizer = build_model(config), make_optimizer(config, config.train.steps)
