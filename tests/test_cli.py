@@ -56,7 +56,7 @@ def test_eval_writes_table_json_and_markdown(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     first, second = json.loads((tmp_path / "out" / "rows.json").read_text())
     assert (first["steps"], second["steps"]) == (80, 40)
-    assert first["attention"] == "clipped softmax (alpha=1)"
+    assert first["attention"] == "clipped softmax (alpha=0.25)"
     assert first["fp"] < second["fp"]
     assert {"w8a8", "w8a8_std", "w4a8", "max_inf_norm", "avg_kurtosis"} <= first.keys()
     assert (tmp_path / "rows.md").read_text().count("\n") == 4
