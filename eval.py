@@ -1,15 +1,17 @@
 """Evaluates runs: python eval.py --workdir=RUN [--workdir=RUN2 ...] --quant=w8a8."""
 
+import logging
+
 from absl import flags
 
 from quantizable_flax import cli
 from quantizable_flax.analysis import tables
 from quantizable_flax.analysis.report import Subject, report
-from quantizable_flax.config import override
 from quantizable_flax.errors import UserError
-from quantizable_flax.evaluation import Evaluator, result_row
-from quantizable_flax.loading import load_run, validation_history
-from quantizable_flax.quantization.spec import parse_bits
+from quantizable_flax.evaluation import Evaluator, make_spec, result_row
+from quantizable_flax.loading import load_run, override_run, row_names, validation_history
+
+logger = logging.getLogger("quantizable_flax.eval")
 
 WORKDIR = flags.DEFINE_multi_string("workdir", [], "A run to evaluate; give it several times.")
 QUANT = flags.DEFINE_list(
@@ -29,16 +31,18 @@ def main(arguments: list[str]) -> None:
     cli.reject_rest([a for a in arguments if a not in overrides])
     workdirs = cli.required("workdir", WORKDIR.value)
     bits = [] if QUANT.value == ["none"] else QUANT.value
-    for setting in bits:
-        parse_bits(setting)
     if SEEDS.value < 1:
         raise UserError(f"--calibration_seeds must be at least 1, found {SEEDS.value}.")
+    runs = {workdir: load_run(workdir) for workdir in workdirs}
+    for run in runs.values():  # every mistake shows before the first minute is spent
+        override_run(run, overrides)
+        for setting in bits:
+            make_spec(run.config, setting)
     subjects = []
-    for workdir in workdirs:
-        run = load_run(workdir)
-        config = override(run.config, overrides)
-        evaluator = Evaluator(config, run.params, run.tokenizer)
-        name = config.name or workdir.rstrip("/").split("/")[-1]
+    for name, (workdir, run) in zip(row_names(runs), runs.items(), strict=True):
+        logger.info("%s: step %d of %s", name, run.info["step"], workdir)
+        config = run.config
+        evaluator = Evaluator(config, run.model, run.params, run.tokenizer)
         row = result_row(name, config, evaluator, bits, SEEDS.value, run.info)
         subjects.append(Subject(row, evaluator.fp.sites, validation_history(workdir)))
     rows = [subject.row for subject in subjects]

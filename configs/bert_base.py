@@ -1,7 +1,7 @@
 """BERT-base as published (arXiv 2306.12929, section 5): 1M steps of 256 x 128 tokens.
 
-    python train.py --config=configs/bert_base.py:clipped --workdir=gs://BUCKET/bert_clipped \\
-        --config.data.files=gs_or_local/*.jsonl.xz --config.data.tokenizer.file=vocab.txt
+    python train.py --config=configs/bert_base.py:clipped --workdir=runs/bert_clipped \\
+        --config.data.files='corpus/*.jsonl.xz' --config.data.tokenizer.file=vocab.txt
 
 Variants: vanilla, clipped (gamma -0.025), gated (MLP, 4 hidden units).
 Hardware: the original used one A100 for days; here the batch is split over all devices.

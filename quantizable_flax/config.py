@@ -170,7 +170,9 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     """
     check_arguments(config, arguments)
     values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    config_flags.DEFINE_config_dict(
+        "config", config, flag_values=values, sys_argv=["override", *arguments]
+    )
     try:
         values(["override", *arguments])
     except (flags.Error, TypeError, ValueError) as error:
@@ -184,7 +186,7 @@ def check_arguments(config: ConfigDict, arguments: list[str]) -> None:
         path = argument.lstrip("-").partition("=")[0]
         if not argument.startswith("-") or not path.startswith("config."):
             continue
-        group, seen = config, ""
+        group = config
         for key in path.split(".")[1:]:
             if not isinstance(group, ConfigDict) or key not in group:
                 known = list(group.keys()) if isinstance(group, ConfigDict) else []
@@ -193,4 +195,15 @@ def check_arguments(config: ConfigDict, arguments: list[str]) -> None:
                     f"unknown configuration key {path.removeprefix('config.')}"
                     f"{nearest(key, known) or hint}."
                 )
-            group, seen = group.get(key), f"{seen}{key}."
+            group = group.get(key)
+
+
+POSITIVE = ("train.steps", "train.log_every", "checkpoint.every", "checkpoint.keep")
+
+
+def check_positive(config: ConfigDict) -> None:
+    """Raises UserError if a count that must be at least 1 is not."""
+    for path in POSITIVE:
+        group, key = path.split(".")
+        if config[group][key] < 1:
+            raise UserError(f"{path} must be at least 1, found {config[group][key]}.")

@@ -1,6 +1,7 @@
 """Floating-point and INT8 evaluation: perplexity and outlier metrics, streamed over batches."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,10 +15,17 @@ from ml_collections import ConfigDict
 from quantizable_flax.analysis.outliers import SITES, OutlierSites, published_stats, summarise
 from quantizable_flax.data import Tokenizer, eval_batches, make_transform
 from quantizable_flax.errors import UserError, nearest
-from quantizable_flax.models.registry import attention_label, build_model, with_quant
+from quantizable_flax.models.registry import (
+    attention_label,
+    check_length,
+    with_config,
+    with_quant,
+)
 from quantizable_flax.quantization.calibration import calibrate, make_calibrate_step
 from quantizable_flax.quantization.sites import RANGES, STATS
 from quantizable_flax.quantization.spec import QuantSpec, parse_bits
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 AVERAGINGS = ("token", "published")
@@ -105,7 +113,7 @@ def evaluate(
         sums.append(jax.device_get(running))
     loss = _mean_loss(sums, averaging)
     means = _mean_stats(sums, kurtosis_batches or len(sums))
-    perplexity = math.exp(loss) if loss < 700 else math.inf
+    perplexity = math.inf if loss > 700 else math.exp(loss)  # exp(nan) is nan
     return Metrics(loss, perplexity, summarise(means) if means else {}, means)
 
 
@@ -135,15 +143,18 @@ def _mean_stats(sums: list[dict[str, Any]], kurtosis_batches: int) -> dict[str, 
 class Evaluator:
     """All figures of one trained model: floating point once, then any number of quantized setups.
 
+    Everything is computed in float32, whatever dtype the run was trained in: on a grid the rounding
+    of bfloat16 would be measured along with that of INT8.
+
     Attributes:
       config: of the run, with the data to evaluate on.
       fp: the floating-point metrics, with outliers.
-      spec: `QuantSpec` with the estimators of `config.quant`, bits still to be replaced.
     """
 
-    def __init__(self, config: ConfigDict, params: Any, tokenizer: Tokenizer):
+    def __init__(self, config: ConfigDict, model: nn.Module, params: Any, tokenizer: Tokenizer):
+        check_length(config)
         self.config, self._params = config, params
-        self._model = build_model(config)
+        self._model = with_config(model, dtype=jnp.float32)
         self._tokenizer, self._transform = tokenizer, make_transform(config, tokenizer)
         self._batches = eval_batches(
             config,
@@ -152,19 +163,16 @@ class Evaluator:
             batch_size=config.eval.batch_size,
             num_batches=config.eval.batches or None,
         )
-        self.spec = spec_from_config(config)
+        logger.info("evaluating in floating point")
         self.fp = self._evaluate(self._model, SITES[config.model.name])
 
     def quantized(self, bits: str, seeds: int) -> list[float]:
         """Perplexities of one bit setting such as `w8a8`, one per calibration seed 0..seeds-1."""
-        weight_bits, activation_bits = parse_bits(bits)
-        spec = dataclasses.replace(
-            self.spec, weight_bits=weight_bits, activation_bits=activation_bits
-        )
-        model = with_quant(self._model, spec)
+        model = with_quant(self._model, make_spec(self.config, bits))
         calibrate_step, eval_step = make_calibrate_step(model), make_eval_step(model)
         perplexities = []
         for seed in range(seeds):
+            logger.info("evaluating %s, calibration seed %d of %d", bits, seed + 1, seeds)
             ranges = calibrate(
                 model, self._params, self._calibration_batches(seed), step=calibrate_step
             )
@@ -178,15 +186,21 @@ class Evaluator:
                 "quant.calibration_batches must be at least 1, found "
                 f"{quant.calibration_batches}: static ranges need data."
             )
-        return eval_batches(
-            self.config,
-            self._tokenizer,
-            self._transform,
-            split="train",
-            batch_size=quant.calibration_batch_size,
-            num_batches=quant.calibration_batches,
-            seed=seed,
-        )
+        try:
+            return eval_batches(
+                self.config,
+                self._tokenizer,
+                self._transform,
+                split="train",
+                batch_size=quant.calibration_batch_size,
+                num_batches=quant.calibration_batches,
+                seed=seed,
+                full=True,
+            )
+        except UserError as error:
+            raise UserError(
+                f"quant.calibration_batches * quant.calibration_batch_size: {error}"
+            ) from error
 
     def _evaluate(self, model, sites, ranges=None, step=None) -> Metrics:
         return evaluate(
@@ -199,10 +213,16 @@ class Evaluator:
         )
 
 
-def spec_from_config(config: ConfigDict) -> QuantSpec:
-    """Returns the quantization scheme of `config.quant`, 8 bits until replaced."""
-    quant = config.quant
+def make_spec(config: ConfigDict, bits: str) -> QuantSpec:
+    """Returns the scheme of `config.quant` with bit widths such as `w8a8`.
+
+    Raises:
+      UserError: unreadable or impossible bit widths, or a bad key of `config.quant`.
+    """
+    quant, (weight_bits, activation_bits) = config.quant, parse_bits(bits)
     return QuantSpec(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
         weight_estimator=quant.weight_estimator,
         weight_per_channel=quant.weight_per_channel,
         activation_symmetric=quant.activation_symmetric,

@@ -1,6 +1,7 @@
 """A trained run as a model and its parameters, from the path alone."""
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 
 from quantizable_flax import config as configuration
 from quantizable_flax.data.tokenizer import Tokenizer
+from quantizable_flax.errors import UserError
 from quantizable_flax.models.registry import build_model
 from quantizable_flax.training import checkpoint, resume
 
@@ -61,16 +63,48 @@ def load_run(path: str) -> Run:
     return run
 
 
+def override_run(run: Run, arguments: list[str]) -> None:
+    """Applies `--config.a.b=value` arguments to the configuration of a trained run.
+
+    Other `data.files` come without the run's own validation files.
+
+    Raises:
+      UserError: as `config.override`, or a key of the model, which is trained already.
+    """
+    keys = [argument.lstrip("-").partition("=")[0] for argument in arguments]
+    for key in keys:
+        if key.startswith("config.model."):
+            raise UserError(f"--{key} cannot be changed: the model is trained already.")
+    if "config.data.files" in keys:
+        run.config.data.source = "auto"
+        run.config.data.validation_files = None
+    configuration.override(run.config, arguments)
+
+
+def row_names(runs: Mapping[str, Run]) -> list[str]:
+    """A short name for each workdir: the configured one, or the folder's; unique, else the path."""
+    names = [run.config.name or epath.Path(path).name for path, run in runs.items()]
+    return [path if names.count(name) > 1 else name for name, path in zip(names, runs, strict=True)]
+
+
 def validation_history(path: str) -> list[tuple[int, float]]:
     """Returns (step, validation perplexity) as the run logged them, the last one of each step."""
     log = _split_step(checkpoint.absolute(path))[0] / "metrics.jsonl"
     if not log.exists():
         return []
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = list(filter(None, map(_parsed, log.read_text().splitlines())))
     values = {
         line["step"]: float(line["perplexity"]) for line in lines if line["group"] == "validation"
     }
     return sorted(values.items())
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """A line of JSON, or nothing for one that a killed run left unfinished."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {}
 
 
 def _split_step(path: epath.Path) -> tuple[epath.Path, int | None]:

@@ -11,8 +11,8 @@ from quantizable_flax.analysis.outliers import SITES
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import Evaluator, evaluate, make_eval_step, result_row
 from quantizable_flax.interop import from_state_dict
-from quantizable_flax.loading import load_run
-from quantizable_flax.models.registry import build_model
+from quantizable_flax.loading import load_run, override_run, row_names
+from quantizable_flax.models.registry import build_model, with_config
 from quantizable_flax.training.loop import train
 from tests.helpers import bert_config, golden, golden_names
 from tests.tiny import tiny_config
@@ -113,7 +113,7 @@ def test_statistics_leave_the_step_as_scalars_only(trained):
 
 
 def test_row_of_a_run(trained):
-    evaluator = Evaluator(trained.config, trained.params, trained.tokenizer)
+    evaluator = Evaluator(*trained[:4])
     row = result_row("run", trained.config, evaluator, ["w8a8", "w2a4"], 2, trained.info)
     assert set(row) == {
         "name", "model", "attention", "metric", "fp", "max_inf_norm", "avg_kurtosis",
@@ -126,14 +126,14 @@ def test_row_of_a_run(trained):
 
 
 def test_calibration_seeds_see_different_batches(trained):
-    evaluator = Evaluator(trained.config, trained.params, trained.tokenizer)
+    evaluator = Evaluator(*trained[:4])
     first, second = evaluator.quantized("w4a4", 2)
     assert first != second
     assert evaluator.quantized("w4a4", 1) == [first]
 
 
 def test_16_bits_equal_floating_point(trained):
-    evaluator = Evaluator(trained.config, trained.params, trained.tokenizer)
+    evaluator = Evaluator(*trained[:4])
     # Steps of 1/65535 of the range: four digits of the perplexity cannot move.
     assert evaluator.quantized("w16a16", 1)[0] == pytest.approx(evaluator.fp.perplexity, rel=1e-4)
 
@@ -142,3 +142,31 @@ def test_config_of_a_run_builds_the_same_model(trained):
     rebuilt = build_model(trained.config)
     left = dataclasses.replace(rebuilt.config, softmax_fn=None)
     assert left == dataclasses.replace(trained.model.config, softmax_fn=None)
+
+
+def test_other_sequence_length_keeps_the_trained_gamma(tmp_path):
+    config = tiny_config(
+        tmp_path, train__steps=5, model__attention__softmax="clipped", model__attention__alpha=1.0
+    )
+    train(config, str(tmp_path / "run"))
+    run = load_run(str(tmp_path / "run"))
+    override_run(run, ["--config.data.seq_len=8"])
+    evaluator = Evaluator(*run[:4])
+    assert evaluator._model.config.softmax_fn.keywords["gamma"] == -1.0 / 16
+
+
+def test_model_keys_cannot_be_overridden(trained):
+    with pytest.raises(UserError, match=r"config.model.num_layers cannot be changed"):
+        override_run(trained, ["--config.model.num_layers=1"])
+
+
+def test_bfloat16_runs_are_evaluated_in_float32(trained):
+    narrow = with_config(trained.model, dtype=jnp.bfloat16)
+    evaluator = Evaluator(trained.config, narrow, trained.params, trained.tokenizer)
+    whole = Evaluator(*trained[:4])
+    assert evaluator.fp.perplexity == whole.fp.perplexity
+
+
+def test_rows_of_like_named_runs_are_told_apart(trained):
+    runs = {"a/clipped": trained, "b/clipped": trained, "c/gated": trained}
+    assert row_names(runs) == ["a/clipped", "b/clipped", "gated"]

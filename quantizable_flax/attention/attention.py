@@ -88,14 +88,16 @@ class MultiHeadAttention(nn.Module):
 
 
 def attention_scores(q_BxTxHxK: jax.Array, k_BxSxHxK: jax.Array) -> jax.Array:
-    """`q . k / sqrt(d)` in float32: [B, H, T, S]."""
-    scores = jnp.einsum("BTHK,BSHK->BHTS", q_BxTxHxK, k_BxSxHxK, preferred_element_type=jnp.float32)
+    """`q . k / sqrt(d)` in float32: [B, H, T, S]; any batch axes."""
+    scores = jnp.einsum(
+        "...THK,...SHK->...HTS", q_BxTxHxK, k_BxSxHxK, preferred_element_type=jnp.float32
+    )
     return scores / math.sqrt(q_BxTxHxK.shape[-1])
 
 
 def attention_context(probs_BxHxTxS: jax.Array, v_BxSxHxK: jax.Array) -> jax.Array:
     """Sum of the values weighted by the probabilities, in v's dtype: [B, T, H, K]."""
-    return jnp.einsum("BHTS,BSHK->BTHK", probs_BxHxTxS.astype(v_BxSxHxK.dtype), v_BxSxHxK)
+    return jnp.einsum("...HTS,...SHK->...THK", probs_BxHxTxS.astype(v_BxSxHxK.dtype), v_BxSxHxK)
 
 
 def attention_fn(

@@ -104,6 +104,11 @@ def make_softmax(
                 "set the softmax to 'clipped' or leave them unset."
             )
         return softmax
+    if gamma is None and alpha is None and zeta is None:
+        raise UserError(
+            "clipped softmax needs gamma, alpha or zeta, found none of them: the paper uses gamma "
+            "-0.025 for BERT at 128 tokens."
+        )
     if gamma is not None and alpha is not None:
         raise UserError(
             f"clipped softmax takes gamma or alpha, found gamma={gamma} and alpha={alpha}: "

@@ -42,26 +42,29 @@ def _source(data_cfg: ConfigDict, split: str) -> _Source:
         )
     name = str(data_cfg.source)
     if name == "auto":
-        if data_cfg.validation_files and not data_cfg.files:
-            raise UserError(
-                "expected data.files beside data.validation_files, found it empty; "
-                "set data.files to the training text"
-            )
         name = "files" if data_cfg.files else "embedded"
     if name not in _SOURCES:
         valid = ("auto", *_SOURCES)
         raise UserError(
             f"expected data.source among {', '.join(valid)}, found {name!r}{nearest(name, valid)}"
         )
-    return _SOURCES[name]
+    if name == "embedded" and data_cfg.files:
+        raise UserError(
+            "expected data.files to be empty for data.source='embedded', found "
+            f"{data_cfg.files!r}; leave one of them out"
+        )
+    # Validation files serve whatever the training text is.
+    return _SOURCES["files" if split == "validation" and data_cfg.validation_files else name]
 
 
 def _embedded(data_cfg: ConfigDict, split: str) -> Iterator[str]:
-    return _share(embedded_documents(), data_cfg, split)
+    documents = iter(embedded_documents())
+    return documents if data_cfg.validation_files else _share(documents, data_cfg, split)
 
 
 def _describe_embedded(data_cfg: ConfigDict, split: str) -> dict:
-    return {**embedded_description(), "split": split, "fraction": _fraction(data_cfg)}
+    fraction = None if data_cfg.validation_files else _fraction(data_cfg)
+    return {**embedded_description(), "split": split, "fraction": fraction}
 
 
 def _files(data_cfg: ConfigDict, split: str) -> Iterator[str]:
@@ -85,12 +88,12 @@ def _describe_files(data_cfg: ConfigDict, split: str) -> dict:
 
 
 def _paths(data_cfg: ConfigDict, split: str) -> list[Path]:
-    if not data_cfg.files:
+    if not data_cfg.files and not (split == "validation" and data_cfg.validation_files):
         raise UserError(
             "expected data.files for data.source='files', found it empty; "
             "set data.files to paths or globs, or data.source to 'embedded'"
         )
-    train = expand(data_cfg.files, "data.files")
+    train = expand(data_cfg.files, "data.files") if data_cfg.files else []
     if not data_cfg.validation_files:
         return train
     validation = expand(data_cfg.validation_files, "data.validation_files")

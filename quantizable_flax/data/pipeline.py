@@ -105,23 +105,26 @@ def eval_batches(
     batch_size: int,
     num_batches: int | None = None,
     seed: int | None = None,
+    full: bool = False,
 ) -> EvalBatches:
     """Returns the first `num_batches` batches (all where None) of a split, in a fixed order.
 
     With a `seed` the order is shuffled by it, for calibration. The random part of `transform`
     depends on the example alone. The last batch is filled up with zeros whose labels are
     IGNORE_LABEL; `example_weight`, float32 [batch_size], is 1 for real examples and 0 for those.
+    With `full` there is no such batch, so that no filler reaches a calibrated range.
     Raises UserError where the split has fewer batches than `num_batches`.
     """
     _check_batch_size(batch_size)
     tokens_NxT = packed_tokens(config.data, tokenizer, split)
     count = len(tokens_NxT)
-    available = -(-count // batch_size)
+    available = count // batch_size if full else -(-count // batch_size)
     wanted = available if num_batches is None else num_batches
     if not 1 <= wanted <= available:
         raise UserError(
-            f"expected between 1 and {available} batches of {batch_size} from the {count} examples "
-            f"of the {split} split, found num_batches={num_batches}; ask for as many or add text"
+            f"expected between 1 and {available} {'full ' if full else ''}batches of {batch_size} "
+            f"from the {count} examples of the {split} split, found {wanted}; ask for fewer or "
+            "smaller ones or add text"
         )
     examples = _apply(grain.MapDataset.source(tokens_NxT), transform, seed=EVAL_MASK_SEED)
     if seed is not None:

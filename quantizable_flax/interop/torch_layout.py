@@ -49,10 +49,12 @@ class TensorReader:
         }
 
     def layer_norm(self, name: str, width: int) -> Tree:
-        """A torch LayerNorm as scale and bias."""
+        """A torch LayerNorm as scale and bias; Google's first files say gamma and beta."""
+        old = f"{self.prefix}{name}.gamma" in self._mapping
+        scale, bias = ("gamma", "beta") if old else ("weight", "bias")
         return {
-            "scale": self.take(f"{name}.weight", (width,)),
-            "bias": self.take(f"{name}.bias", (width,)),
+            "scale": self.take(f"{name}.{scale}", (width,)),
+            "bias": self.take(f"{name}.{bias}", (width,)),
         }
 
     def embedding(self, name: str, rows: int, width: int) -> Tree:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from quantizable_flax.attention.attention import MultiHeadAttention
 from quantizable_flax.attention.gate import GateConfig
 from quantizable_flax.attention.softmax import SoftmaxFn, softmax
+from quantizable_flax.errors import UserError
 from quantizable_flax.models.losses import masked_token_loss, select_labelled
 from quantizable_flax.quantization.layers import Dense, Embed, LayerNorm, partitioned_param
 from quantizable_flax.quantization.sites import Site
@@ -98,7 +99,10 @@ class BertEmbeddings(nn.Module):
         if token_type_ids_BxT is None:
             token_type_ids_BxT = jnp.zeros_like(input_ids_BxT)
         x = self.word_type_sum(self.word(input_ids_BxT) + self.token_type(token_type_ids_BxT))
-        positions_T = jnp.arange(input_ids_BxT.shape[1])
+        length, known = input_ids_BxT.shape[1], self.config.max_position_embeddings
+        if length > known:  # the lookup would silently repeat the last position
+            raise UserError(f"the model has {known} positions, found sequences of {length} tokens.")
+        positions_T = jnp.arange(length)
         x = self.position_sum(x + self.position(positions_T)[None])
         return self.dropout(self.layer_norm(x), deterministic=not train)
 
@@ -146,7 +150,7 @@ class MlmHead(nn.Module):
         x = c.dense(c.hidden_size, ("embed", "mlp"), activation=gelu, quant=None, name="dense")(x)
         x = c.layer_norm(quant=None, name="layer_norm")(x)
         bias = partitioned_param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",))
-        return word.attend(x).astype(jnp.float32) + bias
+        return word.attend(x) + bias
 
 
 class BertForMaskedLM(nn.Module):

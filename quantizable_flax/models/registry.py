@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -35,9 +36,24 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
     return BUILDERS[name](config)
 
 
+def with_config(model: nn.Module, **changes: Any) -> nn.Module:
+    """Returns the same model with fields of its config replaced."""
+    return model.clone(config=dataclasses.replace(model.config, **changes))
+
+
 def with_quant(model: nn.Module, spec: QuantSpec | None) -> nn.Module:
     """Returns the same model with every site quantized by `spec`, or none for None."""
-    return model.clone(config=dataclasses.replace(model.config, quant=spec))
+    return with_config(model, quant=spec)
+
+
+def check_length(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError if the data's sequences are longer than the model's position table."""
+    if not 1 <= config.data.seq_len <= config.model.max_position_embeddings:
+        raise UserError(
+            "data.seq_len must be at most model.max_position_embeddings, found "
+            f"{config.data.seq_len} and {config.model.max_position_embeddings}: shorten the "
+            "sequences or add positions."
+        )
 
 
 def _gate(attention: ml_collections.ConfigDict) -> GateConfig | None:
@@ -64,12 +80,6 @@ def _bert(config: ml_collections.ConfigDict) -> bert.BertForMaskedLM:
         raise UserError(
             "model.num_heads must divide model.hidden_size, found "
             f"{model.num_heads} heads and hidden size {model.hidden_size}."
-        )
-    if config.data.seq_len > model.max_position_embeddings:
-        raise UserError(
-            "data.seq_len must be at most model.max_position_embeddings, found "
-            f"{config.data.seq_len} and {model.max_position_embeddings}: shorten the sequences or "
-            "add positions."
         )
     softmax_fn = make_softmax(
         attention.softmax,

@@ -14,13 +14,13 @@ from quantizable_flax.quantization.sites import RANGES
 Batch = dict[str, Any]
 
 
-def make_calibrate_step(model: nn.Module, method: str = "loss") -> Callable:
+def make_calibrate_step(model: nn.Module) -> Callable:
     """Returns the jitted `(params, ranges, batch) -> ranges` of a model with a quant spec."""
 
     @functools.partial(jax.jit, donate_argnums=1)
     def calibrate_step(params, ranges, batch):
         _, updated = model.apply(
-            {"params": params, RANGES: ranges}, batch, method=method, mutable=[RANGES]
+            {"params": params, RANGES: ranges}, batch, method="loss", mutable=[RANGES]
         )
         return updated[RANGES]
 

@@ -97,8 +97,9 @@ class Embed(nn.Module):
         return rows.astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """[..., features] -> [..., num_embeddings]: logits of a tied decoder, without its bias."""
-        return x.astype(self.dtype) @ self.embedding.astype(self.dtype).T
+        """[..., features] -> float32 [..., num_embeddings]: logits of a tied decoder, no bias."""
+        table = self.embedding.astype(self.dtype)
+        return jnp.matmul(x.astype(self.dtype), table.T, preferred_element_type=jnp.float32)
 
 
 class LayerNorm(nn.Module):

@@ -1,4 +1,4 @@
-"""Outlier statistics of one tensor, per sample or per token (arXiv 2306.12929, section 5)."""
+"""Outlier statistics of one tensor, per sample (arXiv 2306.12929, section 5)."""
 
 import jax
 import jax.numpy as jnp

@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from quantizable_flax.errors import UserError
 from quantizable_flax.training.step import TrainState
 
 FOLDER = "checkpoints"
@@ -36,7 +37,18 @@ class Notes(NamedTuple):
 
 
 def absolute(path: str) -> epath.Path:
-    """Returns a local path made absolute, as Orbax needs it, or a bucket's (gs://...) as it is."""
+    """Returns a local path made absolute, as Orbax needs it, or a bucket's (gs://...) as it is.
+
+    Raises:
+      UserError: a bucket, and the package that reaches it is not installed.
+    """
+    try:
+        epath.Path(path).exists()
+    except (ImportError, KeyError) as error:
+        raise UserError(
+            f"{path} cannot be reached ({error}): install gcsfs and google-cloud-storage for "
+            "gs://, and write a local path without a scheme."
+        ) from error
     return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
 
 
@@ -73,9 +85,13 @@ class Checkpoints:
         (self._folder / str(step)).rename(target)
         self._manager.reload()
 
+    def wait(self) -> None:
+        """Waits for the write in flight."""
+        self._manager.wait_until_finished()
+
     def close(self) -> None:
         """Waits for the write in flight and releases the workdir."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
 

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
+from quantizable_flax.config import check_positive
 from quantizable_flax.data import (
     Tokenizer,
     build_tokenizer,
     make_transform,
     train_iterator,
 )
-from quantizable_flax.models.registry import build_model
+from quantizable_flax.models.registry import build_model, check_length
 from quantizable_flax.training import checkpoint, resume
 from quantizable_flax.training.optimizer import make_optimizer
 from quantizable_flax.training.run import Run
@@ -32,9 +33,11 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         checkpoint among those there, or a run that diverged (its last checkpoint is kept).
     """
     path = checkpoint.absolute(workdir)
+    check_positive(config)
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.accumulate, mesh)
     model, optimizer = build_model(config), make_optimizer(config, config.train.steps)
+    check_length(config)
     example = _example_batch(config)
     state = init_state(model, optimizer, example, config.seed, mesh)
 
@@ -73,15 +76,21 @@ def _loop(run: Run, state: TrainState, step, data, mesh, stop: "_StopSignal") ->
         if pending is not None:
             run.record(done - 1, pending)
         pending = metrics
-        ending = done == train.steps or stop.requested
+        ending = done == train.steps
         if ending or done % every == 0 or (train.eval_every and done % train.eval_every == 0):
             run.record(done, pending)
             pending = None
         if train.eval_every and (done % train.eval_every == 0 or done == train.steps):
             run.validate(done, state.params)
-        if ending or done % every == 0:
+        # Read once: a signal that comes later waits for the next step, so that what is reported
+        # as saved is saved.
+        stopping = stop.requested is not None
+        if stopping and pending is not None:
+            run.record(done, pending)
+            pending = None
+        if ending or stopping or done % every == 0:
             run.save(state, done, data.get_state())
-        if stop.requested:
+        if stopping:
             run.progress.note(f"stopped by a signal: step {done} is saved, run again to go on.")
             break
     return state
@@ -114,20 +123,33 @@ def _example_batch(config: ConfigDict) -> dict[str, jax.Array]:
 
 
 class _StopSignal:
-    """Turns SIGTERM into a request that the loop answers between two steps."""
+    """Turns SIGTERM and Ctrl-C into a request that the loop answers between two steps.
+
+    A second Ctrl-C interrupts at once. A run that Ctrl-C stopped exits with status 130, so that a
+    script does not go on; after SIGTERM, which means preemption, it exits with 0.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self):
-        self.requested = False
+        self.requested: int | None = None
 
     def __enter__(self) -> "_StopSignal":
         self._in_main = threading.current_thread() is threading.main_thread()
         if self._in_main:
-            self._previous = signal.signal(signal.SIGTERM, self._request)
+            self._previous = {
+                number: signal.signal(number, self._request) for number in self.SIGNALS
+            }
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         if self._in_main:
-            signal.signal(signal.SIGTERM, self._previous)
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+        if self.requested == signal.SIGINT and kind is None:
+            raise SystemExit(128 + signal.SIGINT)
 
-    def _request(self, *_: Any) -> None:
-        self.requested = True
+    def _request(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT and self.requested is not None:
+            raise KeyboardInterrupt
+        self.requested = number

@@ -24,7 +24,10 @@ class MetricWriter:
         self._jsonl.write(json.dumps(line) + "\n")
         self._jsonl.flush()
         for name, value in values.items():
-            if isinstance(value, (int, float)):
+            if isinstance(value, list):
+                for i, item in enumerate(value):
+                    self._tensorboard.add_scalar(f"{group}/{name}/{i}", item, step)
+            else:
                 self._tensorboard.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
@@ -81,6 +84,8 @@ class Progress:
 
 def _json_number(value: Any) -> Any:
     """NaN and infinity are not JSON; they become strings so that every line can be read."""
+    if isinstance(value, list):
+        return [_json_number(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

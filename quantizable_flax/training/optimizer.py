@@ -65,6 +65,7 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
         weight_decay=optimizer.weight_decay,
         mask=lambda params: decay_mask(params, optimizer.decay_layer_norm),
     )
-    if not optimizer.clip_norm:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), adamw)
+    # Without clipping the state keeps its structure, so a run may be continued either way.
+    norm = optimizer.clip_norm
+    clip = optax.clip_by_global_norm(norm) if norm else optax.identity()
+    return optax.chain(clip, adamw)

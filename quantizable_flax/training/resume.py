@@ -94,15 +94,18 @@ def read_step(workdir: epath.Path, step: int, read: Callable[[int], T]) -> T:
         ) from error
 
 
+FIXED_DATA = ("source", "files", "text_key", "validation_fraction", "seq_len", "mask_rate")
+
+
 def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epath.Path) -> None:
     """Raises UserError if a run cannot continue with the asked configuration.
 
     The model and what fixes the order of the data must be those of the checkpoint.
     """
-    fixed = {
+    fixed: dict[str, tuple[str, ...] | None] = {
         "model": None,
         "seed": None,
-        "data": ("seq_len", "mask_rate"),
+        "data": (*FIXED_DATA, "file", "vocab_size", "lowercase"),
         "train": ("batch_size",),
     }
     changes = []

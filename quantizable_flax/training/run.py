@@ -1,5 +1,6 @@
 """What surrounds the steps of a run: writers, progress, validation, checkpoints."""
 
+import itertools
 import json
 import math
 import time
@@ -42,13 +43,8 @@ class Run:
         self._validation: Any = None
 
     def begin(self, damaged: list[int]) -> None:
-        """Touches the workdir: only now, when nothing about the configuration can fail any more."""
-        try:
-            self._path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--workdir={self._path} is no folder ({error.strerror}): choose another."
-            ) from error
+        """Touches the workdir: only now, when configuration and data have been checked."""
+        self._check_ours()
         if self.config.train.eval_every:
             self._validation = eval_batches(
                 self.config,
@@ -56,11 +52,18 @@ class Run:
                 self._transform,
                 batch_size=self.config.eval.batch_size,
             )
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--workdir={self._path} is no folder ({error.strerror}): choose another."
+            ) from error
         self._checkpoints = checkpoint.Checkpoints(self._path, self.config.checkpoint.keep)
         for step in damaged:
             self._checkpoints.set_aside(step)
-        (self._path / "config.json").write_text(configuration.to_json(self.config))
-        (self._path / "tokenizer.json").write_text(self._tokenizer.to_json())
+        if self.start < self.config.train.steps:
+            (self._path / "config.json").write_text(configuration.to_json(self.config))
+            (self._path / "tokenizer.json").write_text(self._tokenizer.to_json())
         self._writer = MetricWriter(self._path)
         label = self.config.name or self._path.name
         self.progress = Progress(self.start, self.config.train.steps, label)
@@ -70,10 +73,26 @@ class Run:
             self.progress.note(f"{label}: continuing {self._path} at step {self.start}")
         self._began = time.monotonic()
 
+    def _check_ours(self) -> None:
+        """Raises UserError if the files that a run writes are there and are not a run's."""
+        file = self._path / "config.json"
+        if self.start or not file.exists():
+            return
+        try:
+            ours = {"model", "data", "optimizer", "train"} <= set(json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError):
+            ours = False
+        if not ours:
+            raise UserError(
+                f"{file} is there and is not of a training run, it would be overwritten: choose an "
+                "empty --workdir."
+            )
+
     def record(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Fetches one step's metrics, checks that they are finite, logs every `log_every` steps."""
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            self._checkpoints.wait()
             kept = checkpoint.saved_steps(self._path)
             raise DivergedError(
                 f"the loss at step {step} is {values['loss']} (gradient norm "
@@ -95,7 +114,7 @@ class Run:
     def validate(self, step: int, params: Any) -> None:
         """Logs perplexity on (the first `eval_batches` batches of) the validation split."""
         limit = self.config.train.eval_batches
-        batches = (b for i, b in enumerate(self._validation) if not limit or i < limit)
+        batches = itertools.islice(self._validation, limit or None)
         with jax.transfer_guard("allow"):
             metrics = evaluate(self._eval_step, params, batches)
         values = {"loss": metrics.loss, "perplexity": metrics.perplexity}

@@ -128,7 +128,7 @@ def test_unknown_split(make_config):
 def test_files_source_without_files(make_config, tmp_path):
     expect_error(make_config(source="files"), "expected data.files")
     lonely = write(tmp_path / "a.txt", ["text"])
-    expect_error(make_config(validation_files=lonely), "beside data.validation_files")
+    expect_error(make_config(source="embedded", files=lonely), "leave one of them out")
     expect_error(make_config(files=" , "), "name at least one file")
 
 
@@ -194,3 +194,11 @@ def test_a_file_in_both_splits_is_refused(tmp_path, make_config):
     path = write(tmp_path / "a.txt", ["one"])
     config = make_config(files=f"{tmp_path}/*.txt", validation_files=path)
     expect_error(config, "a.txt in both", split="validation")
+
+
+def test_validation_files_serve_embedded_training_text_too(tmp_path, make_config):
+    config = make_config(validation_files=write(tmp_path / "mine.txt", ["my own words"]))
+    assert list(iter_documents(config.data, "validation")) == ["my own words"]
+    shared = make_config()
+    parts = (list(iter_documents(shared.data, split)) for split in ("train", "validation"))
+    assert len(list(iter_documents(config.data, "train"))) == sum(map(len, parts))

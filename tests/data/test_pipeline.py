@@ -211,7 +211,7 @@ def test_more_than_there_is(train, evaluate, tokens_NxT, text_config, tokenizer)
     with pytest.raises(UserError, match=rf"batch_size=100000 examples .* {len(tokens_NxT)} of 16"):
         train(100_000)
     count = len(packed_tokens(text_config().data, tokenizer, "validation"))
-    with pytest.raises(UserError, match=rf"from the {count} examples .* found num_batches=1000"):
+    with pytest.raises(UserError, match=rf"from the {count} examples .* found 1000"):
         evaluate(8, num_batches=1000)
     with pytest.raises(UserError, match="found num_batches=0"):
         evaluate(8, num_batches=0)
@@ -246,3 +246,12 @@ def test_the_package_itself_imports_no_model_code():
     own = {module.split(".")[1] for module in modules if module.startswith("quantizable_flax")}
     assert own <= {"data", "errors"}
     assert {name for name, module in imports() if module == "tokenizers"} == {"tokenizer.py"}
+
+
+def test_full_batches_hold_no_filler(evaluate, text_config, tokenizer):
+    count = len(packed_tokens(text_config().data, tokenizer, "validation"))
+    size = next(size for size in range(7, 20) if count % size)
+    whole = list(evaluate(size, full=True))
+    assert len(whole) == count // size
+    assert all(batch["example_weight"].all() for batch in whole)
+    assert len(list(evaluate(size))) == count // size + 1

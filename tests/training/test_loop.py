@@ -7,6 +7,7 @@ from etils import epath
 
 import quantizable_flax as qf
 from quantizable_flax.config import from_dict
+from quantizable_flax.data.pipeline import EvalBatches
 from quantizable_flax.training import checkpoint
 from quantizable_flax.training.loop import train
 from quantizable_flax.training.run import DivergedError
@@ -88,3 +89,34 @@ def test_tokenizer_larger_than_the_model_is_refused(tmp_path):
     with pytest.raises(qf.UserError, match=r"tokenizer has \d+ tokens but model.vocab_size is 50"):
         train(tiny_config(tmp_path, model__vocab_size=50), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_foreign_config_json_is_not_overwritten(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(qf.UserError, match="would be overwritten"):
+        train(tiny_config(tmp_path), str(tmp_path / "run"))
+    assert (tmp_path / "run" / "config.json").read_text() == '{"model_type": "bert"}'
+
+
+@pytest.mark.parametrize("key", ["checkpoint__every", "checkpoint__keep", "train__log_every"])
+def test_counts_must_be_positive(tmp_path, key):
+    with pytest.raises(qf.UserError, match="must be at least 1, found 0"):
+        train(tiny_config(tmp_path, **{key: 0}), str(tmp_path / "run"))
+
+
+def test_validation_reads_no_more_batches_than_asked(tmp_path, monkeypatch):
+    taken = []
+
+    class Counted(EvalBatches):
+        def __iter__(self):
+            for batch in super().__iter__():
+                taken.append(batch)
+                yield batch
+
+    monkeypatch.setattr("quantizable_flax.data.pipeline.EvalBatches", Counted)
+    config = tiny_config(
+        tmp_path, train__steps=10, train__eval_every=10, train__eval_batches=2, eval__batch_size=4
+    )
+    train(config, str(tmp_path / "run"))
+    assert len(taken) == 2

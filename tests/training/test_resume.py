@@ -1,5 +1,6 @@
 """A run that was killed continues as though it had not been."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,8 @@ from etils import epath
 from quantizable_flax.errors import UserError
 from quantizable_flax.training import checkpoint
 from quantizable_flax.training.loop import train
-from tests.tiny import flags, tiny_config
+from quantizable_flax.training.run import Run
+from tests.tiny import flags, tiny_config, write_text
 
 ROOT = Path(__file__).parents[2]
 DROPOUT = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}
@@ -121,6 +123,35 @@ def test_damaged_newest_falls_back_and_is_kept_aside(finished, tmp_path, damage,
     assert "falling back to step 40" in caplog.text
     assert (tmp_path / "run" / "damaged" / "80").is_dir()
     assert_bitwise_equal(saved(tmp_path / "run", 80), saved(whole, 80))
+
+
+def test_signal_during_validation_is_saved_with_the_next_step(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    validate = Run.validate
+
+    def interrupted(self, step, params):
+        validate(self, step, params)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "validate", interrupted)
+    config = tiny_config(folder, train__eval_every=5, checkpoint__every=1000)
+    train(config, str(tmp_path / "run"))
+    (step,) = checkpoint.saved_steps(epath.Path(tmp_path / "run"))
+    assert step in (5, 6)
+
+
+def test_other_data_is_refused(finished):
+    folder, whole = finished
+    other = write_text(folder / "other.txt", seed=3)
+    with pytest.raises(UserError, match=r"data.files=.*text.txt\", not .*other.txt"):
+        train(tiny_config(folder, **DROPOUT, data__files=other), str(whole))
+
+
+def test_clipping_may_be_switched_off_in_a_continued_run(finished, tmp_path):
+    folder, _ = finished
+    train(tiny_config(folder, train__steps=40), str(tmp_path / "run"))
+    train(tiny_config(folder, optimizer__clip_norm=0.0), str(tmp_path / "run"))
+    assert checkpoint.saved_steps(epath.Path(tmp_path / "run"))[0] == 80
 
 
 def test_all_damaged_is_one_sentence_and_touches_nothing(finished, tmp_path):
