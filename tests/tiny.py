@@ -26,6 +26,7 @@ def overrides(tmp_path) -> dict:
         "model.intermediate_size": 32,
         "model.max_position_embeddings": 16,
         "model.max_predictions": 8,
+        "model.initializer_range": 0.02,
         "data.files": str(tmp_path / "text.txt"),
         "data.seq_len": 16,
         "data.cache_dir": str(tmp_path / "cache"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from quantizable_flax import UserError, build_model, default_config
+from quantizable_flax.models.registry import check_length
 
 
 def small_config(**model):
@@ -127,9 +128,17 @@ def test_dropout_acts_in_training_only(variables):
         ({"name": "bret"}, r"found 'bret' \(did you mean 'bert'"),
         ({"dtype": "float16"}, "one of float32, bfloat16, found 'float16'"),
         ({"num_heads": 5}, "found 5 heads and hidden size 32"),
-        ({"max_position_embeddings": 8}, "found 12 and 8"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(model, sentence):
     with pytest.raises(UserError, match=sentence):
         build_model(small_config(**model))
+
+
+def test_sequences_longer_than_the_positions_are_refused():
+    config = small_config(max_position_embeddings=8)
+    with pytest.raises(UserError, match="found 12 and 8"):
+        check_length(config)
+    # Without the check the lookup would repeat the last position in silence.
+    with pytest.raises(UserError, match="8 positions, found sequences of 12 tokens"):
+        build_model(config).init(jax.random.key(0), jnp.zeros((1, 12), jnp.int32))
