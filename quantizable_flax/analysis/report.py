@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from quantizable_flax.analysis import tables
 
@@ -81,6 +82,7 @@ def _norm_figure(subjects: list[Subject]) -> Figure:
             ]
             axis.plot(range(len(norms)), norms, marker="o", label=subject.row["name"])
         axis.set(title=title, xlabel="layer", yscale="log")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_ylabel("infinity norm")
     axes[0].legend()
     return figure
