@@ -127,7 +127,7 @@ def test_alpha_gives_gamma_by_the_training_length():
 
 def test_without_stretch_clipped_is_vanilla():
     scores = jax.random.normal(jax.random.key(2), (4, 32))
-    np.testing.assert_array_equal(make_softmax("clipped")(scores, None), softmax(scores))
+    np.testing.assert_array_equal(make_softmax("clipped", gamma=0.0)(scores, None), softmax(scores))
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,7 @@ def test_without_stretch_clipped_is_vanilla():
             {"kind": "cliped"},
             r"vanilla, clipped, found 'cliped' \(did you mean 'clipped'\?\)",
         ),
+        ({"kind": "clipped"}, "needs gamma, alpha or zeta"),
         ({"kind": "clipped", "gamma": 0.1}, "gamma <= 0 and zeta >= 1, found gamma=0.1, zeta=1.0"),
         ({"kind": "clipped", "zeta": 0.9}, "gamma <= 0 and zeta >= 1, found gamma=0.0, zeta=0.9"),
         ({"kind": "clipped", "gamma": -0.1, "alpha": 4.0}, "found gamma=-0.1 and alpha=4.0"),
