@@ -1,6 +1,6 @@
 """What clipped softmax and gates cost: training step and evaluation forward over vanilla.
 
-    python benchmarks/step_cost.py [--hidden=256 --layers=4 --seq_len=128 --batch_size=16]
+    python -m benchmarks.step_cost [--hidden=256 --layers=4 --seq_len=128 --batch_size=16]
 
 All variants are timed in turn, round after round, so that a machine that slows down slows all of
 them; printed are medians and the ratio to vanilla in the same run.
