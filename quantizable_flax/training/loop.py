@@ -77,18 +77,17 @@ def _loop(run: Run, state: TrainState, step, data, mesh, stop: "_StopSignal") ->
             run.record(done - 1, pending)
         pending = metrics
         ending = done == train.steps
-        if ending or done % every == 0 or (train.eval_every and done % train.eval_every == 0):
+        if train.eval_every and (ending or done % train.eval_every == 0):
             run.record(done, pending)
             pending = None
-        if train.eval_every and (done % train.eval_every == 0 or done == train.steps):
             run.validate(done, state.params)
         # Read once: a signal that comes later waits for the next step, so that what is reported
         # as saved is saved.
         stopping = stop.requested is not None
-        if stopping and pending is not None:
-            run.record(done, pending)
-            pending = None
         if ending or stopping or done % every == 0:
+            if pending is not None:  # never save a step whose metrics were not found finite
+                run.record(done, pending)
+                pending = None
             run.save(state, done, data.get_state())
         if stopping:
             run.progress.note(f"stopped by a signal: step {done} is saved, run again to go on.")
