@@ -7,9 +7,11 @@ from absl import flags
 from quantizable_flax import cli
 from quantizable_flax.analysis import tables
 from quantizable_flax.analysis.report import Subject, report
+from quantizable_flax.data import make_task
 from quantizable_flax.errors import UserError
-from quantizable_flax.evaluation import Evaluator, make_spec, result_row
+from quantizable_flax.evaluator import Evaluator, make_spec, result_row
 from quantizable_flax.loading import load_run, override_run, row_names, validation_history
+from quantizable_flax.models.registry import with_quant
 
 logger = logging.getLogger("quantizable_flax.eval")
 
@@ -37,14 +39,15 @@ def main(arguments: list[str]) -> None:
     for run in runs.values():  # every mistake shows before the first minute is spent
         override_run(run, overrides)
         for setting in bits:
-            make_spec(run.config, setting)
+            with_quant(run.model, make_spec(run.config, setting))
     subjects = []
     for name, (workdir, run) in zip(row_names(runs), runs.items(), strict=True):
         logger.info("%s: step %d of %s", name, run.info["step"], workdir)
         config = run.config
-        evaluator = Evaluator(config, run.model, run.params, run.tokenizer)
+        evaluator = Evaluator(config, run.model, run.params, make_task(config, run.assets))
         row = result_row(name, config, evaluator, bits, SEEDS.value, run.info)
-        subjects.append(Subject(row, evaluator.fp.sites, validation_history(workdir)))
+        history = validation_history(workdir, evaluator.metric.name)
+        subjects.append(Subject(row, evaluator.fp.sites, history))
     rows = [subject.row for subject in subjects]
     tables.print_table(rows, bits)
     if JSON.value:

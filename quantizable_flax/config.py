@@ -5,109 +5,33 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
+from quantizable_flax.defaults import FAMILIES, data_defaults, model_defaults, shared_defaults
 from quantizable_flax.errors import UserError, nearest
 
 
-def default_config() -> ConfigDict:
-    """Returns every key that a recipe may set; unset ones are typed placeholders."""
-    config = ConfigDict()
-    config.name = config_dict.placeholder(str)  # a row's name in tables; default: the workdir's
-    config.seed = 0
-    config.model = _model()
-    config.data = _data()
-    config.optimizer = ConfigDict(
-        {
-            "learning_rate": 1e-4,
-            "warmup_steps": 100,
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "weight_decay": 0.01,
-            "decay_layer_norm": False,
-            "decay_steps": 0,  # length of the schedule, 0 for train.steps
-            "clip_norm": 1.0,
-        }
-    )
-    config.train = ConfigDict(
-        {
-            "steps": 1000,
-            "batch_size": 32,
-            "accumulate": 1,
-            "log_every": 50,
-            "eval_every": 500,
-            "eval_batches": 8,
-            "telemetry_every": 0,  # outlier telemetry every N steps, 0 for none
-        }
-    )
-    config.checkpoint = ConfigDict({"every": 500, "keep": 2})
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
-    config.eval = ConfigDict(
-        {
-            "batch_size": 32,
-            "batches": 0,  # 0: the whole split
-            "perplexity": "token",
-            "kurtosis_batches": 0,  # 0: all; the original stops after 257 batches of BERT
-        }
-    )
-    config.quant = ConfigDict(
-        {
-            "calibration_batches": 16,
-            "calibration_batch_size": 16,
-            "weight_estimator": "minmax",
-            "weight_per_channel": False,
-            "activation_symmetric": False,
-            "momentum": 0.9,
-            "percentile": config_dict.placeholder(float),
-        }
-    )
+def default_config(family: str = "bert") -> ConfigDict:
+    """Returns every key that a recipe of the family may set; unset ones are typed placeholders.
+
+    Args:
+      family: "bert", "opt" or "vit"; it decides the keys of `model` and `data`.
+
+    Raises:
+      UserError: another family.
+    """
+    if family not in FAMILIES:
+        raise UserError(
+            f"model.name must be one of {', '.join(FAMILIES)}, found {family!r}"
+            f"{nearest(family, FAMILIES)}."
+        )
+    config = shared_defaults()
+    config.model = model_defaults(family)
+    config.data = data_defaults(family)
+    if family == "vit":
+        config.quant.setup = "all"
     return config
-
-
-def _model() -> ConfigDict:
-    model = ConfigDict(
-        {
-            "name": "bert",
-            "vocab_size": 30522,
-            "hidden_size": 768,
-            "num_layers": 12,
-            "num_heads": 12,
-            "intermediate_size": 3072,
-            "max_position_embeddings": 512,
-            "type_vocab_size": 2,
-            "layer_norm_eps": 1e-12,
-            "initializer_range": 0.02,
-            "hidden_dropout": 0.1,
-            "attention_dropout": 0.1,
-            "max_predictions": 0,
-            "dtype": "float32",
-        }
-    )
-    model.pad_token_id = config_dict.placeholder(int)
-    model.attention = ConfigDict({"softmax": "vanilla", "gate": "none"})
-    attention = model.attention
-    for key in ("gamma", "zeta", "alpha"):
-        attention[key] = config_dict.placeholder(float)
-    attention.gate_per = "token"
-    attention.gate_hidden = 4
-    attention.gate_pi_init = 0.5
-    attention.gate_init_std = 0.02
-    attention.gate_finetune = False
-    return model
-
-
-def _data() -> ConfigDict:
-    data = ConfigDict({"source": "auto", "seq_len": 128, "text_key": "text"})
-    data.files = config_dict.placeholder(str)
-    data.validation_files = config_dict.placeholder(str)
-    data.validation_fraction = 0.05
-    data.mask_rate = 0.15
-    data.cache_dir = config_dict.placeholder(str)
-    data.tokenizer = ConfigDict({"vocab_size": 30522, "lowercase": True})
-    data.tokenizer.file = config_dict.placeholder(str)
-    return data
 
 
 def apply_variant(
@@ -138,7 +62,8 @@ def from_dict(values: Mapping[str, Any]) -> ConfigDict:
     Raises:
       UserError: a key that this version does not know, or a value of another type.
     """
-    config = default_config()
+    model = values.get("model")
+    config = default_config(model.get("name", "bert") if isinstance(model, Mapping) else "bert")
     check_keys(config, values)
     try:
         config.update(dict(values))

@@ -9,7 +9,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from quantizable_flax import config as configuration
-from quantizable_flax.data.tokenizer import Tokenizer
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.registry import build_model
 from quantizable_flax.training import checkpoint, resume
@@ -22,14 +21,14 @@ class Run(NamedTuple):
       config: of the training run.
       model: the Linen module.
       params: its parameters, float32, on this process's first device.
-      tokenizer: saved with the run.
+      assets: saved with the run: its tokenizer, or the names of its classes.
       info: `step`, `train_seconds`, `versions`.
     """
 
     config: ConfigDict
     model: nn.Module
     params: Any
-    tokenizer: Tokenizer
+    assets: dict[str, Any]
     info: dict[str, Any]
 
 
@@ -47,15 +46,14 @@ def load(path: str) -> tuple[nn.Module, Any]:
 
 
 def load_run(path: str) -> Run:
-    """As `load`, with configuration, tokenizer and notes."""
+    """As `load`, with configuration, assets and notes."""
     workdir, wanted = _split_step(checkpoint.absolute(path))
 
     def read(step: int) -> Run:
         notes = checkpoint.read_notes(workdir, step)
         config = configuration.from_dict(notes.config)
-        tokenizer = Tokenizer.from_json(json.dumps(notes.tokenizer), origin="the checkpoint")
         params = checkpoint.restore_params(workdir, step)
-        return Run(config, build_model(config), params, tokenizer, notes.info)
+        return Run(config, build_model(config), params, notes.assets, notes.info)
 
     if wanted is not None:
         return resume.read_step(workdir, wanted, read)
@@ -82,19 +80,29 @@ def override_run(run: Run, arguments: list[str]) -> None:
 
 
 def row_names(runs: Mapping[str, Run]) -> list[str]:
-    """A short name for each workdir: the configured one, or the folder's; unique, else the path."""
-    names = [run.config.name or epath.Path(path).name for path, run in runs.items()]
+    """A short name for each workdir: the configured one, or the folder's; unique, else the path.
+
+    Runs of several families have the family before it.
+    """
+    several = len({run.config.model.name for run in runs.values()}) > 1
+    names = [
+        (f"{run.config.model.name}/" if several else "")
+        + (run.config.name or epath.Path(path).name)
+        for path, run in runs.items()
+    ]
     return [path if names.count(name) > 1 else name for name, path in zip(names, runs, strict=True)]
 
 
-def validation_history(path: str) -> list[tuple[int, float]]:
-    """Returns (step, validation perplexity) as the run logged them, the last one of each step."""
+def validation_history(path: str, metric: str) -> list[tuple[int, float]]:
+    """Returns (step, metric on the validation split) as logged, the last one of each step."""
     log = _split_step(checkpoint.absolute(path))[0] / "metrics.jsonl"
     if not log.exists():
         return []
     lines = list(filter(None, map(_parsed, log.read_text().splitlines())))
     values = {
-        line["step"]: float(line["perplexity"]) for line in lines if line["group"] == "validation"
+        line["step"]: float(line[metric])
+        for line in lines
+        if line["group"] == "validation" and metric in line
     }
     return sorted(values.items())
 

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from quantizable_flax.analysis.outliers import SITES
+from quantizable_flax.data import make_task
 from quantizable_flax.errors import UserError
-from quantizable_flax.evaluation import Evaluator, evaluate, make_eval_step, result_row
+from quantizable_flax.evaluation import evaluate, make_eval_step
+from quantizable_flax.evaluator import Evaluator, result_row
 from quantizable_flax.interop import from_state_dict
 from quantizable_flax.loading import load_run, override_run, row_names
+from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.models.registry import build_model, with_config
 from quantizable_flax.training.loop import train
 from tests.helpers import bert_config, golden, golden_names
@@ -41,10 +44,14 @@ def test_published_metrics(model_name):
     params = from_state_dict(weights.group("w"), config)
     step = make_eval_step(build_model(config), SITES["bert"])
     found = evaluate(
-        step, params, batches_of(arrays, metrics.config["batch_size"]), averaging="published"
+        step,
+        params,
+        batches_of(arrays, metrics.config["batch_size"]),
+        metric=PERPLEXITY,
+        averaging="published",
     )
     # float32 sums in another order; the original keeps its means in float64, as we do.
-    assert found.perplexity == pytest.approx(expected["perplexity"], rel=1e-5)
+    assert found.value == pytest.approx(expected["perplexity"], rel=1e-5)
     assert found.outliers["avg_kurtosis"] == pytest.approx(expected["avg_kurtosis"], rel=1e-5)
     assert found.outliers["max_kurtosis"] == pytest.approx(expected["max_kurtosis"], rel=1e-5)
     norms = {key: expected[key] for key in expected if key.startswith("max_")}
@@ -69,6 +76,10 @@ def trained(tmp_path_factory):
     return load_run(str(folder / "run"))
 
 
+def evaluator_of(run) -> Evaluator:
+    return Evaluator(run.config, run.model, run.params, make_task(run.config, run.assets))
+
+
 def random_arrays(config, count: int = 7) -> dict:
     rng = np.random.default_rng(1)
     ids = rng.integers(5, config.model.vocab_size, (count, config.data.seq_len), dtype=np.int32)
@@ -80,18 +91,22 @@ def random_arrays(config, count: int = 7) -> dict:
 def test_token_perplexity_is_independent_of_batches_and_padding(trained):
     arrays = random_arrays(trained.config)
     step = make_eval_step(trained.model, SITES["bert"])
-    whole = evaluate(step, trained.params, batches_of(arrays, 7))
-    split = evaluate(step, trained.params, batches_of(arrays, 3, padded=True))
-    assert split.perplexity == pytest.approx(whole.perplexity, rel=1e-6)
+    whole = evaluate(step, trained.params, metric=PERPLEXITY, batches=batches_of(arrays, 7))
+    split = evaluate(
+        step, trained.params, metric=PERPLEXITY, batches=batches_of(arrays, 3, padded=True)
+    )
+    assert split.value == pytest.approx(whole.value, rel=1e-6)
     assert split.outliers == pytest.approx(whole.outliers, rel=1e-5)
 
 
 def test_kurtosis_batches_limits_the_kurtosis_alone(trained):
     arrays = random_arrays(trained.config)
     step = make_eval_step(trained.model, SITES["bert"])
-    first = evaluate(step, trained.params, batches_of(arrays, 3)[:1])
-    limited = evaluate(step, trained.params, batches_of(arrays, 3), kurtosis_batches=1)
-    everything = evaluate(step, trained.params, batches_of(arrays, 3))
+    first = evaluate(step, trained.params, metric=PERPLEXITY, batches=batches_of(arrays, 3)[:1])
+    limited = evaluate(
+        step, trained.params, metric=PERPLEXITY, batches=batches_of(arrays, 3), kurtosis_batches=1
+    )
+    everything = evaluate(step, trained.params, metric=PERPLEXITY, batches=batches_of(arrays, 3))
     assert limited.outliers["avg_kurtosis"] == pytest.approx(first.outliers["avg_kurtosis"])
     assert limited.outliers["max_inf_norm"] == everything.outliers["max_inf_norm"]
 
@@ -99,10 +114,10 @@ def test_kurtosis_batches_limits_the_kurtosis_alone(trained):
 def test_no_batch_or_label_is_an_error(trained):
     step = make_eval_step(trained.model)
     with pytest.raises(UserError, match="at least one batch"):
-        evaluate(step, trained.params, [])
+        evaluate(step, trained.params, metric=PERPLEXITY, batches=[])
     unlabelled = {"input_ids": np.ones((2, 16), np.int32), "labels": np.full((2, 16), -100)}
-    with pytest.raises(UserError, match="labelled token"):
-        evaluate(step, trained.params, [unlabelled])
+    with pytest.raises(UserError, match="with a label"):
+        evaluate(step, trained.params, metric=PERPLEXITY, batches=[unlabelled])
 
 
 def test_statistics_leave_the_step_as_scalars_only(trained):
@@ -113,10 +128,10 @@ def test_statistics_leave_the_step_as_scalars_only(trained):
 
 
 def test_row_of_a_run(trained):
-    evaluator = Evaluator(*trained[:4])
+    evaluator = evaluator_of(trained)
     row = result_row("run", trained.config, evaluator, ["w8a8", "w2a4"], 2, trained.info)
     assert set(row) == {
-        "name", "model", "attention", "metric", "fp", "max_inf_norm", "avg_kurtosis",
+        "name", "model", "attention", "metric", "fp", "fp_loss", "max_inf_norm", "avg_kurtosis",
         "w8a8", "w8a8_std", "w2a4", "w2a4_std", "steps", "seconds",
     }  # fmt: skip
     assert row["steps"] == 80
@@ -126,16 +141,16 @@ def test_row_of_a_run(trained):
 
 
 def test_calibration_seeds_see_different_batches(trained):
-    evaluator = Evaluator(*trained[:4])
+    evaluator = evaluator_of(trained)
     first, second = evaluator.quantized("w4a4", 2)
     assert first != second
     assert evaluator.quantized("w4a4", 1) == [first]
 
 
 def test_16_bits_equal_floating_point(trained):
-    evaluator = Evaluator(*trained[:4])
+    evaluator = evaluator_of(trained)
     # Steps of 1/65535 of the range: four digits of the perplexity cannot move.
-    assert evaluator.quantized("w16a16", 1)[0] == pytest.approx(evaluator.fp.perplexity, rel=1e-4)
+    assert evaluator.quantized("w16a16", 1)[0] == pytest.approx(evaluator.fp.value, rel=1e-4)
 
 
 def test_config_of_a_run_builds_the_same_model(trained):
@@ -151,7 +166,7 @@ def test_other_sequence_length_keeps_the_trained_gamma(tmp_path):
     train(config, str(tmp_path / "run"))
     run = load_run(str(tmp_path / "run"))
     override_run(run, ["--config.data.seq_len=8"])
-    evaluator = Evaluator(*run[:4])
+    evaluator = evaluator_of(run)
     assert evaluator._model.config.softmax_fn.keywords["gamma"] == -1.0 / 16
 
 
@@ -162,9 +177,9 @@ def test_model_keys_cannot_be_overridden(trained):
 
 def test_bfloat16_runs_are_evaluated_in_float32(trained):
     narrow = with_config(trained.model, dtype=jnp.bfloat16)
-    evaluator = Evaluator(trained.config, narrow, trained.params, trained.tokenizer)
-    whole = Evaluator(*trained[:4])
-    assert evaluator.fp.perplexity == whole.fp.perplexity
+    evaluator = evaluator_of(trained._replace(model=narrow))
+    whole = evaluator_of(trained)
+    assert evaluator.fp.value == whole.fp.value
 
 
 def test_rows_of_like_named_runs_are_told_apart(trained):

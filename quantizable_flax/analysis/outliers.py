@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from ml_collections import ConfigDict
+
+from quantizable_flax.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,10 +21,12 @@ class OutlierSites:
     Attributes:
       inf_norm: full matches count for the maximum infinity norm.
       kurtosis: full matches count for the average kurtosis.
+      per_token: full matches have tokens as rows in the published figures, all others samples.
     """
 
     inf_norm: str
     kurtosis: str
+    per_token: str = ""
 
 
 # Feed-forward output, the LayerNorm after it, and (infinity norm only) that LayerNorm's input.
@@ -29,7 +34,42 @@ BERT_SITES = OutlierSites(
     inf_norm=r"layer_\d+/(ffn_out/output|ffn_layer_norm/output|ffn_residual)",
     kurtosis=r"layer_\d+/(ffn_out/output|ffn_layer_norm/output)",
 )
-SITES = {"bert": BERT_SITES}
+# Final LayerNorm; by layer its output, FFN output, both LayerNorms and the attention projection.
+_OPT = (
+    r"final_layer_norm/output|layer_\d+/"
+    r"({output}|ffn_out/output|(attention|ffn)_layer_norm/output|attention/output/output)"
+)
+OPT_SITES = OutlierSites(
+    inf_norm=_OPT.format(output="ffn_residual"),
+    kurtosis=_OPT.format(output="ffn_residual"),
+    # The original flattens tokens before the FFN, so that its hooks see rows of tokens there.
+    per_token=r"layer_\d+/(ffn_out|ffn_layer_norm)/output",
+)
+_VIT = r"final_layer_norm/output|layer_\d+/(ffn_residual|(ffn_out|\w+_layer_norm)/output)"
+VIT_SITES = OutlierSites(inf_norm=_VIT, kurtosis=_VIT)
+SITES = {"bert": BERT_SITES, "opt": OPT_SITES, "vit": VIT_SITES}
+ROWS = ("published", "sequence", "token")
+
+
+def outlier_sites(config: ConfigDict) -> OutlierSites:
+    """Returns the sites of `config.model` with the rows that `config.eval.outliers` asks for.
+
+    Raises:
+      UserError: `eval.outliers` is none of published, sequence, token.
+    """
+    rows = config.eval.outliers
+    if rows not in ROWS:
+        raise UserError(
+            f"eval.outliers must be one of {', '.join(ROWS)}, found {rows!r}{nearest(rows, ROWS)}."
+        )
+    sites = SITES[config.model.name]
+    if config.model.name == "opt" and not config.model.pre_layer_norm:
+        # Post-LN: a layer ends in its LayerNorm, and that one sees whole sequences.
+        post = _OPT.format(output="ffn_layer_norm/output")
+        sites = OutlierSites(post, post, per_token=r"layer_\d+/ffn_out/output")
+    if rows == "published":
+        return sites
+    return dataclasses.replace(sites, per_token=r".*" if rows == "token" else "")
 
 
 def published_stats(stats: Any, sites: OutlierSites) -> dict[str, jax.Array]:
@@ -38,12 +78,14 @@ def published_stats(stats: Any, sites: OutlierSites) -> dict[str, jax.Array]:
     Everything else is dropped inside the jitted step, so that XLA never computes it.
     """
     flat = traverse_util.flatten_dict(stats, sep="/")
-    patterns = {"inf_norm": sites.inf_norm, "kurtosis": sites.kurtosis}
     kept = {}
-    for path, value in flat.items():
-        site, _, statistic = path.rpartition("/")
-        if statistic in patterns and re.fullmatch(patterns[statistic], site):
-            kept[f"{site}:{statistic}"] = value
+    for statistic, pattern in (("inf_norm", sites.inf_norm), ("kurtosis", sites.kurtosis)):
+        for path, value in flat.items():
+            site, _, name = path.rpartition("/")
+            if name == statistic and re.fullmatch(pattern, site):
+                per_token = re.fullmatch(sites.per_token, site)
+                chosen = flat[f"{site}/token_{statistic}"] if per_token else value
+                kept[f"{site}:{statistic}"] = chosen
     return kept
 
 

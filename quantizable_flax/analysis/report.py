@@ -14,12 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from quantizable_flax.analysis import tables
+from quantizable_flax.models.metric import METRICS
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ccc; }
-td:nth-child(n+3), th:nth-child(n+3) { text-align: right; } img { max-width: 100%; }
+td, th { text-align: right; } .left { text-align: left; } img { max-width: 100%; }
 """
+LEFT = " class='left'"
 
 
 class Subject(NamedTuple):
@@ -28,7 +30,7 @@ class Subject(NamedTuple):
     Attributes:
       row: its row of the table.
       sites: mean of each published statistic, `site:statistic` -> value.
-      history: (step, validation perplexity) during training, may be empty.
+      history: (step, metric on the validation split) during training, may be empty.
     """
 
     row: dict[str, Any]
@@ -42,17 +44,21 @@ def report(subjects: list[Subject], bits: list[str]) -> str:
     parts = [
         "<h1>Outliers and INT8 quality</h1>",
         _table(rows, bits),
-        "<p>Perplexity on the validation split, lower is better. Quantized columns: mean ± "
-        "standard deviation over calibration seeds. The infinity norm is the largest over the "
-        "feed-forward outputs, the residual sums and the LayerNorms after them; the kurtosis is "
-        "the mean over outputs and LayerNorms (a normal distribution has 3).</p>",
+        "<p>Perplexity (lower is better) or top-1 accuracy (higher is better) on the validation "
+        "split. Quantized columns: mean ± standard deviation over calibration seeds. Infinity norm "
+        "and kurtosis are taken over the published tensors of each family: the largest infinity "
+        "norm, the mean kurtosis (a normal distribution has 3).</p>",
         "<h2>Where the outliers are</h2>",
         _image(_norm_figure(subjects)),
     ]
+    groups = [[s for s in subjects if s.row["metric"] == name] for name in METRICS]
+    groups = [group for group in groups if group]
     if bits:
-        parts += ["<h2>What quantization costs</h2>", _image(_cost_figure(rows, bits))]
-    if any(subject.history for subject in subjects):
-        parts += ["<h2>Training</h2>", _image(_history_figure(subjects))]
+        figures = [_image(_cost_figure([s.row for s in group], bits)) for group in groups]
+        parts += ["<h2>What quantization costs</h2>", *figures]
+    trained = [group for group in groups if any(subject.history for subject in group)]
+    if trained:
+        parts += ["<h2>Training</h2>", *(_image(_history_figure(group)) for group in trained)]
     body = "\n".join(parts)
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>quantizable_flax</title>"
@@ -61,10 +67,14 @@ def report(subjects: list[Subject], bits: list[str]) -> str:
 
 
 def _table(rows: list[dict[str, Any]], bits: list[str]) -> str:
-    columns = tables.columns(bits)
-    head = "".join(f"<th>{html.escape(title)}</th>" for title, _ in columns)
+    columns = tables.columns(rows, bits)
+
+    def cell(tag: str, title: str, text: str) -> str:
+        return f"<{tag}{LEFT if title in tables.LEFT else ''}>{html.escape(text)}</{tag}>"
+
+    head = "".join(cell("th", title, title) for title, _ in columns)
     lines = [
-        "<tr>" + "".join(f"<td>{html.escape(show(row))}</td>" for _, show in columns) + "</tr>"
+        "<tr>" + "".join(cell("td", title, show(row)) for title, show in columns) + "</tr>"
         for row in rows
     ]
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
@@ -89,14 +99,15 @@ def _norm_figure(subjects: list[Subject]) -> Figure:
 
 
 def _cost_figure(rows: list[dict[str, Any]], bits: list[str]) -> Figure:
-    """Increase of the loss over floating point, in nats per token, by setting."""
+    """What each setting costs over floating point; all rows have one metric."""
+    metric = METRICS[rows[0]["metric"]]
     figure, axis = plt.subplots(figsize=(10, 3.5), layout="constrained")
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
-        costs = [np.log(row[setting] / row["fp"]) for setting in bits]
+        costs = [metric.cost(row[setting], row["fp"]) for setting in bits]
         axis.bar(np.arange(len(bits)) + i * width, costs, width, label=row["name"])
     axis.set_xticks(np.arange(len(bits)) + 0.4 - width / 2, [b.upper() for b in bits])
-    axis.set_ylabel("loss increase (nats per token)")
+    axis.set_ylabel(metric.cost_label)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.legend()
     return figure
@@ -106,9 +117,11 @@ def _history_figure(subjects: list[Subject]) -> Figure:
     figure, axis = plt.subplots(figsize=(10, 3.5), layout="constrained")
     for subject in subjects:
         if subject.history:
-            steps, perplexities = zip(*subject.history, strict=True)
-            axis.plot(steps, perplexities, marker=".", label=subject.row["name"])
-    axis.set(xlabel="step", ylabel="validation perplexity", yscale="log")
+            steps, values = zip(*subject.history, strict=True)
+            axis.plot(steps, values, marker=".", label=subject.row["name"])
+    metric = METRICS[subjects[0].row["metric"]]
+    scale = "linear" if metric.larger_is_better else "log"
+    axis.set(xlabel="step", ylabel=f"validation {metric.label}", yscale=scale)
     axis.legend()
     return figure
 

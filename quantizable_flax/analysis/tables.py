@@ -10,23 +10,33 @@ from rich.console import Console
 from rich.table import Table
 
 from quantizable_flax.errors import UserError
+from quantizable_flax.models.metric import METRICS
 
 Row = dict[str, Any]
+LEFT = ("name", "model", "attention", "metric")
 
 
-def columns(bits: list[str]) -> list[tuple[str, Callable[[Row], str]]]:
-    """Header and formatter of each column; one column for each quantized setting."""
+def columns(rows: list[Row], bits: list[str]) -> list[tuple[str, Callable[[Row], str]]]:
+    """Header and formatter of each column; one column for each quantized setting.
+
+    Rows of one metric name it in the headers; rows of several get a column for it.
+    """
+    metrics = {row["metric"] for row in rows}
+    unit = f" {METRICS[min(metrics)].label}" if len(metrics) == 1 else ""
 
     def quantized(setting: str) -> Callable[[Row], str]:
         return lambda row: f"{number(row[setting])} ± {number(row[f'{setting}_std'])}"
 
+    several = len({row["model"] for row in rows}) > 1
     return [
         ("name", lambda row: row["name"]),
+        *((("model", lambda row: row["model"]),) if several else ()),
         ("attention", lambda row: row["attention"]),
-        ("FP ppl", lambda row: number(row["fp"])),
+        *((("metric", lambda row: METRICS[row["metric"]].label),) if not unit else ()),
+        (f"FP{unit}", lambda row: number(row["fp"])),
         ("max inf norm", lambda row: number(row["max_inf_norm"])),
         ("avg kurtosis", lambda row: number(row["avg_kurtosis"])),
-        *((f"{setting.upper()} ppl", quantized(setting)) for setting in bits),
+        *((f"{setting.upper()}{unit}", quantized(setting)) for setting in bits),
         ("steps", lambda row: str(row["steps"])),
     ]
 
@@ -42,10 +52,10 @@ def number(value: float) -> str:
 def print_table(rows: list[Row], bits: list[str]) -> None:
     """Prints the rows on stdout."""
     table = Table()
-    for title, _ in columns(bits):
-        table.add_column(title, justify="left" if title in ("name", "attention") else "right")
+    for title, _ in columns(rows, bits):
+        table.add_column(title, justify="left" if title in LEFT else "right")
     for row in rows:
-        table.add_row(*(show(row) for _, show in columns(bits)))
+        table.add_row(*(show(row) for _, show in columns(rows, bits)))
     # A pipe has no width of its own; a table cut at 80 columns would lose figures.
     console = Console()
     Console(width=console.width if console.is_terminal else 160).print(table)
@@ -53,9 +63,9 @@ def print_table(rows: list[Row], bits: list[str]) -> None:
 
 def markdown(rows: list[Row], bits: list[str]) -> str:
     """Returns the rows as a Markdown table."""
-    titles = [title for title, _ in columns(bits)]
+    titles = [title for title, _ in columns(rows, bits)]
     lines = [titles, ["---"] * len(titles)]
-    lines += [[show(row) for _, show in columns(bits)] for row in rows]
+    lines += [[show(row) for _, show in columns(rows, bits)] for row in rows]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 

@@ -31,6 +31,8 @@ class MultiHeadAttention(nn.Module):
       kernel_init: initialiser of the four projections.
       dtype: compute dtype; softmax and gate are float32 whatever it is.
       quant: how weights and activations are quantized.
+      context_before_gate: put the context's grid before the gate, as published for OPT; a second
+        one behind the gate follows unless `quant.gated_context` is off.
       output_projection: False returns the merged context, as the original's inner module does.
     """
 
@@ -41,13 +43,27 @@ class MultiHeadAttention(nn.Module):
     kernel_init: Callable = nn.initializers.normal(0.02)
     dtype: Any = jnp.float32
     quant: QuantSpec | None = None
+    context_before_gate: bool = False
     output_projection: bool = True
 
     @nn.compact
     def __call__(
-        self, x_BxTxD: jax.Array, mask: jax.Array | None = None, *, train: bool = False
+        self,
+        x_BxTxD: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        train: bool = False,
+        cache_at: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns [B, T, D]; mask broadcasts to [B, H, T, T], True where a key is visible."""
+        """Returns [B, T, D].
+
+        Args:
+          x_BxTxD: the layer's input.
+          mask: broadcasts to [B, H, T, keys], True where a key is visible.
+          train: applies dropout, and needs a "dropout" rng.
+          cache_at: write keys and values into the mutable collection `cache` (arrays `key` and
+            `value`, [B, S, H, K]) from this place on, and attend to all S of them.
+        """
         width = x_BxTxD.shape[-1]
         if width % self.num_heads:
             raise UserError(
@@ -57,6 +73,9 @@ class MultiHeadAttention(nn.Module):
         q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
             self._heads(x_BxTxD, name) for name in ("query", "key", "value")
         )
+        if cache_at is not None:
+            k_BxTxHxK = self._cached("key", k_BxTxHxK, cache_at)
+            v_BxTxHxK = self._cached("value", v_BxTxHxK, cache_at)
         scores_BxHxTxS = attention_scores(q_BxTxHxK, k_BxTxHxK)
         scores_BxHxTxS = Site(self.quant, name="scores")(scores_BxHxTxS)
         probs_BxHxTxS = self.softmax_fn(scores_BxHxTxS, mask)
@@ -64,13 +83,39 @@ class MultiHeadAttention(nn.Module):
         probs_BxHxTxS = Site(self.quant, name="probs")(probs_BxHxTxS)
         probs_BxHxTxS = nn.Dropout(self.dropout_rate, deterministic=not train)(probs_BxHxTxS)
         context_BxTxHxK = attention_context(probs_BxHxTxS, v_BxTxHxK)
-        if self.gate is not None:
-            gate_BxTxHx1 = Gate(self.gate, self.num_heads, name="gate")(x_BxTxD)
-            context_BxTxHxK = context_BxTxHxK * gate_BxTxHx1.astype(context_BxTxHxK.dtype)
-        context_BxTxD = Site(self.quant, name="context")(context_BxTxHxK.reshape(x_BxTxD.shape))
+        context_BxTxD = self._gated(context_BxTxHxK, x_BxTxD)
         if not self.output_projection:
             return context_BxTxD
         return self._dense(width, ("heads", "embed"), "output")(context_BxTxD)
+
+    def _gated(self, context_BxTxHxK: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
+        """The context times the gate, heads merged, on the grids of the scheme: [B, T, D]."""
+        merged = x_BxTxD.shape
+        if self.gate is None:
+            return Site(self.quant, name="context")(context_BxTxHxK.reshape(merged))
+        split = context_BxTxHxK.shape
+        if self.context_before_gate:
+            context_BxTxD = Site(self.quant, name="context")(context_BxTxHxK.reshape(merged))
+            context_BxTxHxK = context_BxTxD.reshape(split)
+        gate_BxTxHx1 = Gate(self.gate, self.num_heads, name="gate")(x_BxTxD)
+        gated_BxTxHxK = context_BxTxHxK * gate_BxTxHx1.astype(context_BxTxHxK.dtype)
+        if not self.context_before_gate:
+            return Site(self.quant, name="context")(gated_BxTxHxK.reshape(merged))
+        quant = self.quant if self.quant and self.quant.gated_context else None
+        return Site(quant, name="gated_context")(gated_BxTxHxK.reshape(merged))
+
+    def _cached(self, name: str, new_BxTxHxK: jax.Array, start: jax.Array) -> jax.Array:
+        """Writes into the cache, returns all of it, [B, S, H, K]."""
+        if not self.has_variable("cache", name):
+            raise UserError(
+                "attention with cache_at needs the collection `cache`, found none: allocate it "
+                "with the model's empty_cache."
+            )
+        cache_BxSxHxK = jax.lax.dynamic_update_slice_in_dim(
+            self.get_variable("cache", name), new_BxTxHxK, start, axis=1
+        )
+        self.put_variable("cache", name, cache_BxSxHxK)
+        return cache_BxSxHxK
 
     def _heads(self, x_BxTxD: jax.Array, name: str) -> jax.Array:
         y_BxTxD = self._dense(x_BxTxD.shape[-1], ("embed", "heads"), name)(x_BxTxD)

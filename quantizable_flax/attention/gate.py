@@ -56,6 +56,11 @@ class GateConfig:
             raise UserError(f"attention gate_hidden must be at least 1, found {self.hidden}.")
 
     @property
+    def pooled(self) -> bool:
+        """Whether the gate averages over all tokens, later ones included."""
+        return self.per == "head" and self.kind != "unconditional"
+
+    @property
     def scale(self) -> float:
         """The factor on the gate; as in the original, never on the unconditional one."""
         return 1.0 / self.pi_init if self.finetune and self.kind != "unconditional" else 1.0

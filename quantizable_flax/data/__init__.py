@@ -1,19 +1,22 @@
-"""Text to batches: documents, tokenizer, packed blocks, masking, training and evaluation."""
+"""Text and images to batches: sources, tokenizers, tasks, training and evaluation."""
 
 from quantizable_flax.data.documents import iter_documents
 from quantizable_flax.data.masking import MaskTokens
-from quantizable_flax.data.objective import make_transform
 from quantizable_flax.data.packing import packed_tokens
 from quantizable_flax.data.pipeline import eval_batches, train_iterator
-from quantizable_flax.data.tokenizer import Tokenizer, build_tokenizer
+from quantizable_flax.data.task import Task
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.data.tokenizer import Tokenizer
+from quantizable_flax.data.tokenizer_build import build_tokenizer
 
 __all__ = [
     "MaskTokens",
+    "Task",
     "Tokenizer",
     "build_tokenizer",
     "eval_batches",
     "iter_documents",
-    "make_transform",
+    "make_task",
     "packed_tokens",
     "train_iterator",
 ]

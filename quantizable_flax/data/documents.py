@@ -2,17 +2,19 @@
 
 import dataclasses
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from quantizable_flax.data import tfds_text
+from quantizable_flax.data.corpora import EMBEDDED, FILES, TFDS, corpora
 from quantizable_flax.data.embedded import embedded_description, embedded_documents
+from quantizable_flax.data.task import SPLITS
 from quantizable_flax.data.text_files import expand, read_documents
 from quantizable_flax.errors import UserError, nearest
-
-SPLITS = ("train", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,37 +26,31 @@ class _Source:
 def iter_documents(data_cfg: ConfigDict, split: str) -> Iterator[str]:
     """Yields the documents of `split` ("train" or "validation") in a fixed order.
 
-    Raises UserError for an unknown source, for files that cannot be read and for a split
-    without documents.
+    Several corpora follow each other, whatever their weights. Raises UserError for an unknown
+    source, for data that cannot be read and for a split without documents.
     """
-    return _source(data_cfg, split).documents(data_cfg, split)
+    parts = [source.documents(config, split) for source, config in _sources(data_cfg, split)]
+    return itertools.chain.from_iterable(parts)
 
 
 def describe_documents(data_cfg: ConfigDict, split: str) -> dict:
     """Returns what decides the documents of `split`, without reading them, for cache keys."""
-    return _source(data_cfg, split).description(data_cfg, split)
+    parts = [source.description(config, split) for source, config in _sources(data_cfg, split)]
+    return parts[0] if len(parts) == 1 else {"corpora": parts}
 
 
-def _source(data_cfg: ConfigDict, split: str) -> _Source:
+def _sources(data_cfg: ConfigDict, split: str) -> list[tuple[_Source, ConfigDict]]:
     if split not in SPLITS:
         raise UserError(
             f"expected a split among {', '.join(SPLITS)}, found {split!r}{nearest(split, SPLITS)}"
         )
-    name = str(data_cfg.source)
-    if name == "auto":
-        name = "files" if data_cfg.files else "embedded"
-    if name not in _SOURCES:
-        valid = ("auto", *_SOURCES)
-        raise UserError(
-            f"expected data.source among {', '.join(valid)}, found {name!r}{nearest(name, valid)}"
-        )
-    if name == "embedded" and data_cfg.files:
-        raise UserError(
-            "expected data.files to be empty for data.source='embedded', found "
-            f"{data_cfg.files!r}; leave one of them out"
-        )
-    # Validation files serve whatever the training text is.
-    return _SOURCES["files" if split == "validation" and data_cfg.validation_files else name]
+    parts = corpora(data_cfg)
+    if split == "validation" and data_cfg.validation_files:
+        # Validation files serve whatever the training text is.
+        return [(_SOURCES[FILES], data_cfg)]
+    return [
+        (_SOURCES[TFDS if part.name.startswith(TFDS) else part.name], part.config) for part in parts
+    ]
 
 
 def _embedded(data_cfg: ConfigDict, split: str) -> Iterator[str]:
@@ -145,8 +141,34 @@ def _position(text: str) -> float:
     return int.from_bytes(digest, "big") / 2**48
 
 
-# A further source (for example `tfds:NAME`) is one more entry.
+def _tfds(data_cfg: ConfigDict, split: str) -> Iterator[str]:
+    name = data_cfg.source.removeprefix(TFDS)
+    own = _own_split(data_cfg, split)
+    documents = tfds_text.documents(name, own or "train", data_cfg.tfds_dir, data_cfg.text_key)
+    return documents if own else _share(documents, data_cfg, split)
+
+
+def _describe_tfds(data_cfg: ConfigDict, split: str) -> dict:
+    name = data_cfg.source.removeprefix(TFDS)
+    own = _own_split(data_cfg, split)
+    return {
+        **tfds_text.describe(name, own or "train", data_cfg.tfds_dir, data_cfg.text_key),
+        "part": split,
+        "fraction": None if own else _fraction(data_cfg),
+    }
+
+
+def _own_split(data_cfg: ConfigDict, split: str) -> str | None:
+    """Returns the dataset's split that serves as `split`, None where "train" is shared."""
+    if data_cfg.validation_files:
+        return "train"
+    names = tfds_text.split_names(data_cfg.source.removeprefix(TFDS), data_cfg.tfds_dir)
+    held_out = next((name for name in ("validation", "test") if name in names), None)
+    return held_out if split == "validation" or held_out is None else "train"
+
+
 _SOURCES = {
-    "embedded": _Source(_embedded, _describe_embedded),
-    "files": _Source(_files, _describe_files),
+    EMBEDDED: _Source(_embedded, _describe_embedded),
+    FILES: _Source(_files, _describe_files),
+    TFDS: _Source(_tfds, _describe_tfds),
 }

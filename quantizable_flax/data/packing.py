@@ -50,10 +50,10 @@ class _Header:
 def packed_tokens(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> np.ndarray:
     """Returns tokens_NxT of `split`: uint16 where the vocabulary fits, else int32; read-only.
 
-    Every document becomes [CLS] ids [SEP]; the stream of all documents is cut every
-    data.seq_len tokens, and only the last remainder is dropped. The array is mapped from a file
-    in the cache folder, whose checksum is verified; where the folder cannot be written, it is
-    built in memory. Raises UserError where the text does not fill one block.
+    Every document is wrapped, as [CLS] ids [SEP] for BERT and </s> ids for OPT; the stream of all
+    documents is cut every data.seq_len tokens, and only the last remainder is dropped. The array
+    is mapped from a file in the cache folder, whose checksum is verified; where the folder cannot
+    be written, it is built in memory. Raises UserError where the text does not fill one block.
     """
     seq_len = data_cfg.seq_len
     if not isinstance(seq_len, int) or seq_len < 2:
@@ -173,7 +173,5 @@ def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
 def _tokens(texts: list[str], tokenizer: Tokenizer, dtype: str) -> np.ndarray:
     ids: list[int] = []
     for document in tokenizer.encode_batch(texts):
-        ids.append(tokenizer.cls_id)
-        ids.extend(document)
-        ids.append(tokenizer.sep_id)
+        ids.extend((*tokenizer.prefix_ids, *document, *tokenizer.suffix_ids))
     return np.array(ids, dtype)

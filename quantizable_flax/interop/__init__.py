@@ -7,9 +7,11 @@ import numpy as np
 
 from quantizable_flax.errors import UserError, nearest
 from quantizable_flax.interop.bert import bert_params
+from quantizable_flax.interop.opt import opt_params
 from quantizable_flax.interop.torch_layout import Tree
+from quantizable_flax.interop.vit import vit_params
 
-READERS = {"bert": bert_params}
+READERS = {"bert": bert_params, "opt": opt_params, "vit": vit_params}
 
 
 def from_state_dict(mapping: Mapping[str, np.ndarray], config: ml_collections.ConfigDict) -> Tree:

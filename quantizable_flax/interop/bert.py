@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import ml_collections
 import numpy as np
 
+from quantizable_flax.interop.attention import attention_params
 from quantizable_flax.interop.torch_layout import TensorReader, Tree
 
 # Aliases of tied tensors, buffers, and parts of a checkpoint that masked LM does not use.
@@ -61,39 +62,3 @@ def _layer(reader: TensorReader, prefix: str, model: ml_collections.ConfigDict) 
         "ffn_out": reader.linear(f"{prefix}output.dense", inner, width),
         "ffn_layer_norm": reader.layer_norm(f"{prefix}output.LayerNorm", width),
     }
-
-
-def attention_params(
-    reader: TensorReader, prefix: str, width: int, model: ml_collections.ConfigDict
-) -> Tree:
-    """The original's inner attention module: query, key, value and gate, no output projection."""
-    params: Tree = {
-        name: reader.linear(f"{prefix}{name}", width, width) for name in ("query", "key", "value")
-    }
-    if model.attention.gate != "none":
-        params["gate"] = gate_params(reader, f"{prefix}alpha", width, model)
-    return params
-
-
-def gate_params(
-    reader: TensorReader, name: str, width: int, model: ml_collections.ConfigDict
-) -> Tree:
-    """The gate's `alpha` tensors; the original keeps one small module per head, we stack them."""
-    heads, size, hidden = model.num_heads, width // model.num_heads, model.attention.gate_hidden
-    kind = model.attention.gate
-    if kind == "unconditional":
-        return {"logit": reader.take(name, (heads,))}
-    if kind == "all_heads_linear":
-        return reader.linear(name, width, heads)
-    last = ".2" if kind == "mlp" else ""
-    inputs = hidden if kind == "mlp" else size
-    outer = [reader.linear(f"{name}.{h}{last}", inputs, 1) for h in range(heads)]
-    params: Tree = {
-        "kernel": np.stack([np.ravel(part["kernel"]) for part in outer]),
-        "bias": np.concatenate([np.ravel(part["bias"]) for part in outer]),
-    }
-    if kind == "mlp":
-        inner = [reader.linear(f"{name}.{h}.0", size, hidden) for h in range(heads)]
-        params["hidden_kernel"] = np.stack([part["kernel"] for part in inner])
-        params["hidden_bias"] = np.stack([part["bias"] for part in inner])
-    return params

@@ -41,12 +41,22 @@ class TensorReader:
         self._used.add(name)
         return value
 
-    def linear(self, name: str, inputs: int, outputs: int) -> Tree:
+    def linear(self, name: str, inputs: int, outputs: int, *, bias: bool = True) -> Tree:
         """A torch Linear ([out, in], y = x W^T + b) as our kernel [in, out] and bias."""
+        layer = {"kernel": self.take(f"{name}.weight", (outputs, inputs)).T}
+        return layer | ({"bias": self.take(f"{name}.bias", (outputs,))} if bias else {})
+
+    def patches(self, name: str, size: int, channels: int, outputs: int) -> Tree:
+        """A torch Conv2d with stride = kernel size as a Dense on flattened patches."""
+        kernel = self.take(f"{name}.weight", (outputs, channels, size, size))
         return {
-            "kernel": self.take(f"{name}.weight", (outputs, inputs)).T,
+            "kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, outputs),
             "bias": self.take(f"{name}.bias", (outputs,)),
         }
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
+        return self.prefix + name in self._mapping
 
     def layer_norm(self, name: str, width: int) -> Tree:
         """A torch LayerNorm as scale and bias; Google's first files say gamma and beta."""

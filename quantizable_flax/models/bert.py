@@ -2,27 +2,24 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.attention.attention import MultiHeadAttention
-from quantizable_flax.attention.gate import GateConfig
-from quantizable_flax.attention.softmax import SoftmaxFn, softmax
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.losses import masked_token_loss, select_labelled
-from quantizable_flax.quantization.layers import Dense, Embed, LayerNorm, partitioned_param
+from quantizable_flax.models.layers import TransformerConfig
+from quantizable_flax.models.losses import Scores, select_labelled, token_scores
+from quantizable_flax.models.metric import PERPLEXITY
+from quantizable_flax.quantization.layers import Embed, partitioned_param
 from quantizable_flax.quantization.sites import Site
-from quantizable_flax.quantization.spec import QuantSpec
 
 gelu = functools.partial(nn.gelu, approximate=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
-    """Sizes and switches; the defaults are BERT-base. Rates in [0, 1), lengths in tokens.
+class BertConfig(TransformerConfig):
+    """Sizes and switches; the defaults are BERT-base. Lengths in tokens.
 
     Attributes:
       max_predictions: 0 computes the loss over all positions; n > 0 gathers the first n labelled
@@ -31,49 +28,10 @@ class BertConfig:
     """
 
     vocab_size: int = 30522
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    intermediate_size: int = 3072
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
-    initializer_range: float = 0.02
-    hidden_dropout: float = 0.1
-    attention_dropout: float = 0.1
     pad_token_id: int | None = 0
     max_predictions: int = 0
-    dtype: Any = jnp.float32
-    softmax_fn: SoftmaxFn = softmax
-    gate: GateConfig | None = None
-    quant: QuantSpec | None = None
-
-    @property
-    def kernel_init(self):
-        """N(0, initializer_range) for every weight matrix and table."""
-        return nn.initializers.normal(self.initializer_range)
-
-    def dense(self, features: int, axes: tuple[str, str], **options: Any) -> Dense:
-        """A Dense layer with this configuration's initialiser, dtype and quantization."""
-        shared = {"kernel_init": self.kernel_init, "dtype": self.dtype, "quant": self.quant}
-        return Dense(features, axes=axes, **{**shared, **options})
-
-    def layer_norm(self, **options: Any) -> LayerNorm:
-        """A LayerNorm with this configuration's epsilon, dtype and quantization."""
-        shared = {"epsilon": self.layer_norm_eps, "dtype": self.dtype, "quant": self.quant}
-        return LayerNorm(**{**shared, **options})
-
-    def embed(self, rows: int, axes: tuple[str | None, str], **options: Any) -> Embed:
-        """A table with this configuration's width, initialiser, dtype and quantization."""
-        return Embed(
-            rows,
-            self.hidden_size,
-            axes=axes,
-            embedding_init=self.kernel_init,
-            dtype=self.dtype,
-            quant=self.quant,
-            **options,
-        )
 
 
 class BertEmbeddings(nn.Module):
@@ -116,16 +74,7 @@ class BertLayer(nn.Module):
     def __call__(self, x_BxTxD: jax.Array, mask: jax.Array | None, *, train: bool) -> jax.Array:
         """Returns [B, T, D]; mask broadcasts to [B, H, T, T]."""
         c = self.config
-        y = MultiHeadAttention(
-            c.num_heads,
-            softmax_fn=c.softmax_fn,
-            gate=c.gate,
-            dropout_rate=c.attention_dropout,
-            kernel_init=c.kernel_init,
-            dtype=c.dtype,
-            quant=c.quant,
-            name="attention",
-        )(x_BxTxD, mask, train=train)
+        y = c.attention(name="attention")(x_BxTxD, mask, train=train)
         x_BxTxD = self._add_and_norm("attention", x_BxTxD, y, train)
         y = c.dense(c.intermediate_size, ("embed", "mlp"), activation=gelu, name="ffn_in")(x_BxTxD)
         y = c.dense(c.hidden_size, ("mlp", "embed"), name="ffn_out")(y)
@@ -157,6 +106,8 @@ class BertForMaskedLM(nn.Module):
     """The whole model; `loss` is what training and evaluation call."""
 
     config: BertConfig
+    metric = PERPLEXITY
+    quantizable_head = False
 
     def setup(self):
         """Declares embeddings, layers and head."""
@@ -201,10 +152,8 @@ class BertForMaskedLM(nn.Module):
         x = self.encode(input_ids_BxT, attention_mask_BxT, token_type_ids_BxT, train=train)
         return self.mlm_head(x, self.embeddings.word)
 
-    def loss(
-        self, batch: dict[str, jax.Array], *, train: bool = False
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns (summed cross-entropy in nats [B], number of labelled tokens [B]).
+    def loss(self, batch: dict[str, jax.Array], *, train: bool = False) -> Scores:
+        """Scores the labelled tokens.
 
         Args:
           batch: `input_ids` and `labels` [B, T] (-100: no label), optionally `attention_mask`
@@ -220,5 +169,9 @@ class BertForMaskedLM(nn.Module):
         labels_BxT = batch["labels"]
         if self.config.max_predictions:
             x_BxTxD, labels_BxT = select_labelled(x_BxTxD, labels_BxT, self.config.max_predictions)
-        logits = self.mlm_head(x_BxTxD, self.embeddings.word)
-        return masked_token_loss(logits, labels_BxT)
+        return token_scores(self.mlm_head(x_BxTxD, self.embeddings.word), labels_BxT)
+
+    def example_batch(self) -> dict[str, jax.Array]:
+        """The smallest batch that the model can be initialised with."""
+        ids = jnp.zeros((1, 1), jnp.int32)
+        return {"input_ids": ids, "labels": ids}

@@ -1,39 +1,89 @@
 """The one place that maps a configuration to a model."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 
 from quantizable_flax.attention.gate import GateConfig
-from quantizable_flax.attention.softmax import make_softmax
+from quantizable_flax.attention.softmax import SoftmaxFn, make_softmax
 from quantizable_flax.errors import UserError, nearest
-from quantizable_flax.models import bert
+from quantizable_flax.models import bert, opt, vit
 from quantizable_flax.quantization.spec import QuantSpec
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Family(NamedTuple):
+    """A model family: its module and the frozen config that this takes."""
+
+    module: Any
+    config: Any
+
+
+FAMILIES = {
+    "bert": Family(bert.BertForMaskedLM, bert.BertConfig),
+    "opt": Family(opt.OptForCausalLM, opt.OptConfig),
+    "vit": Family(vit.VitForImageClassification, vit.VitConfig),
+}
 
 
 def build_model(config: ml_collections.ConfigDict) -> nn.Module:
     """Returns the Linen module that `config.model` describes.
 
     Args:
-      config: as `quantizable_flax.config.default_config()`; `data.seq_len` gives T for
-        `attention.alpha`.
+      config: as `quantizable_flax.config.default_config(family)`; for `attention.alpha`,
+        `data.seq_len` (text) or the number of tokens (images) gives T.
 
     Raises:
       UserError: unknown model, softmax, gate or dtype, or sizes that do not fit together.
     """
-    name = config.model.name
-    if name not in BUILDERS:
+    model = config.model
+    if model.name not in FAMILIES:
         raise UserError(
-            f"model.name must be one of {', '.join(BUILDERS)}, found {name!r}"
-            f"{nearest(name, BUILDERS)}."
+            f"model.name must be one of {', '.join(FAMILIES)}, found {model.name!r}"
+            f"{nearest(model.name, FAMILIES)}."
         )
-    return BUILDERS[name](config)
+    family = FAMILIES[model.name]
+    fields = {field.name for field in dataclasses.fields(family.config)}
+    keys = set(model) - {"name", "attention", "dtype"}
+    if keys - fields:
+        raise UserError(
+            f"model.name cannot be changed to {model.name!r} in a configuration of another family "
+            f"(it has model.{min(keys - fields)}): start from a recipe of that family."
+        )
+    _check_sizes(model)
+    # A tuple, so that the frozen config can be hashed.
+    values = {key: tuple(v) if isinstance(v := model[key], list) else v for key in keys}
+    built = family.config(**values, dtype=DTYPES[model.dtype], gate=_gate(model.attention))
+    return family.module(dataclasses.replace(built, softmax_fn=_softmax(config, built)))
+
+
+def _check_sizes(model: ml_collections.ConfigDict) -> None:
+    if model.dtype not in DTYPES:
+        raise UserError(
+            f"model.dtype must be one of {', '.join(DTYPES)}, found {model.dtype!r}"
+            f"{nearest(model.dtype, DTYPES)}."
+        )
+    if model.hidden_size % model.num_heads:
+        raise UserError(
+            "model.num_heads must divide model.hidden_size, found "
+            f"{model.num_heads} heads and hidden size {model.hidden_size}."
+        )
+
+
+def _softmax(config: ml_collections.ConfigDict, built: Any) -> SoftmaxFn:
+    attention = config.model.attention
+    seq_len = config.data.seq_len if "seq_len" in config.data else built.num_tokens
+    return make_softmax(
+        attention.softmax,
+        gamma=attention.gamma,
+        zeta=attention.zeta,
+        alpha=attention.alpha,
+        seq_len=seq_len,
+    )
 
 
 def with_config(model: nn.Module, **changes: Any) -> nn.Module:
@@ -42,12 +92,23 @@ def with_config(model: nn.Module, **changes: Any) -> nn.Module:
 
 
 def with_quant(model: nn.Module, spec: QuantSpec | None) -> nn.Module:
-    """Returns the same model with every site quantized by `spec`, or none for None."""
+    """Returns the same model with every site quantized by `spec`, or none for None.
+
+    Raises:
+      UserError: the spec quantizes a head that the family keeps in floating point.
+    """
+    if spec is not None and spec.head and not model.quantizable_head:
+        raise UserError(
+            f"the head of {type(model).__name__} stays in floating point in every published setup, "
+            "found quant.setup with all: use fp32_head."
+        )
     return with_config(model, quant=spec)
 
 
 def check_length(config: ml_collections.ConfigDict) -> None:
     """Raises UserError if the data's sequences are longer than the model's position table."""
+    if "seq_len" not in config.data:
+        return
     if not 1 <= config.data.seq_len <= config.model.max_position_embeddings:
         raise UserError(
             "data.seq_len must be at most model.max_position_embeddings, found "
@@ -69,50 +130,6 @@ def _gate(attention: ml_collections.ConfigDict) -> GateConfig | None:
     )
 
 
-def _bert(config: ml_collections.ConfigDict) -> bert.BertForMaskedLM:
-    model, attention = config.model, config.model.attention
-    if model.dtype not in DTYPES:
-        raise UserError(
-            f"model.dtype must be one of {', '.join(DTYPES)}, found {model.dtype!r}"
-            f"{nearest(model.dtype, DTYPES)}."
-        )
-    if model.hidden_size % model.num_heads:
-        raise UserError(
-            "model.num_heads must divide model.hidden_size, found "
-            f"{model.num_heads} heads and hidden size {model.hidden_size}."
-        )
-    softmax_fn = make_softmax(
-        attention.softmax,
-        gamma=attention.gamma,
-        zeta=attention.zeta,
-        alpha=attention.alpha,
-        seq_len=config.data.seq_len,
-    )
-    same_name = (
-        "vocab_size",
-        "hidden_size",
-        "num_layers",
-        "num_heads",
-        "intermediate_size",
-        "max_position_embeddings",
-        "type_vocab_size",
-        "layer_norm_eps",
-        "initializer_range",
-        "hidden_dropout",
-        "attention_dropout",
-        "pad_token_id",
-        "max_predictions",
-    )
-    return bert.BertForMaskedLM(
-        bert.BertConfig(
-            **{key: model[key] for key in same_name},
-            dtype=DTYPES[model.dtype],
-            softmax_fn=softmax_fn,
-            gate=_gate(attention),
-        )
-    )
-
-
 def attention_label(config: ml_collections.ConfigDict) -> str:
     """Returns the attention variant in a few words, e.g. `clipped softmax (gamma=-0.03)`."""
     attention = config.model.attention
@@ -124,6 +141,3 @@ def attention_label(config: ml_collections.ConfigDict) -> str:
     if attention.gate != "none":
         parts.append(f"gated ({attention.gate.replace('_', ' ')})")
     return " + ".join(parts) or "vanilla"
-
-
-BUILDERS: dict[str, Callable[[ml_collections.ConfigDict], nn.Module]] = {"bert": _bert}

@@ -1,5 +1,6 @@
 """The tap: every tensor that the paper measures or quantizes passes through a `Site`."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from quantizable_flax.quantization import ranges
 from quantizable_flax.quantization.fake_quant import fake_quantize
 from quantizable_flax.quantization.grid import make_grid
 from quantizable_flax.quantization.spec import QuantSpec
-from quantizable_flax.quantization.statistics import inf_norm, kurtosis
+from quantizable_flax.quantization.statistics import inf_norm, kurtosis, token_mean
 
 RANGES = "ranges"  # collection: per site {min, max, batches}
 STATS = "stats"  # collection: per site and sample statistics of one batch
@@ -21,8 +22,9 @@ class Site(nn.Module):
     """A named activation: the identity, unless the caller asks for more.
 
     With a mutable `stats` collection it records the infinity norm and the kurtosis of each
-    sample. With a `quant` spec it quantizes by its range in `ranges`; if that collection is
-    mutable, the range is first updated from x, so that calibration sees what inference sees.
+    sample, and of [B, T, D] also those of each token, averaged over the sample. With a `quant`
+    spec it quantizes by its range in `ranges`; if that collection is mutable, the range is first
+    updated from x, so that calibration sees what inference sees.
     Asked for neither, it leaves no operation in the program.
 
     Attributes:
@@ -47,8 +49,10 @@ class Site(nn.Module):
                 known.min, known.max, spec.activation_bits, symmetric=spec.activation_symmetric
             )
             x = fake_quantize(x, grid)
-        record(self, "inf_norm", lambda: inf_norm(x))
-        record(self, "kurtosis", lambda: kurtosis(x))
+        for name, statistic in (("inf_norm", inf_norm), ("kurtosis", kurtosis)):
+            record(self, name, functools.partial(statistic, x))
+            if x.ndim == 3:
+                record(self, f"token_{name}", functools.partial(token_mean, statistic, x))
         return x
 
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
+from typing import Any
 
 from quantizable_flax.errors import UserError, nearest
 
 WEIGHT_ESTIMATORS = ("minmax", "mse")
 MIN_BITS, MAX_BITS = 2, 16
+BIT_FIELDS = ("weight_bits", "activation_bits", "layer_norm_bits", "final_layer_norm_bits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +23,11 @@ class QuantSpec:
       activation_symmetric: symmetric instead of asymmetric activation grids.
       momentum: of the running min-max over calibration batches, in [0, 1).
       percentile: None for min-max, else the p of a (100 - p, p) range, e.g. 99.99.
+      head: also quantize the head (its weights and the logits), where the family's head can be.
+      layer_norm_bits: of the scales and outputs of all LayerNorms, None as everything else.
+      final_layer_norm_bits: the same for the LayerNorm before the head alone.
+      gated_context: where the published scheme puts the context's grid before the gate (OPT),
+        add one behind it, so that nothing enters the output projection unquantized.
     """
 
     weight_bits: int | None = 8
@@ -30,10 +37,14 @@ class QuantSpec:
     activation_symmetric: bool = False
     momentum: float = 0.9
     percentile: float | None = None
+    head: bool = False
+    layer_norm_bits: int | None = None
+    final_layer_norm_bits: int | None = None
+    gated_context: bool = True
 
     def __post_init__(self):
         """Raises UserError for a field outside its domain."""
-        for field in ("weight_bits", "activation_bits"):
+        for field in BIT_FIELDS:
             bits = getattr(self, field)
             if bits is not None and not MIN_BITS <= bits <= MAX_BITS:
                 raise UserError(f"quant {field} must be in {MIN_BITS}..{MAX_BITS}, found {bits}.")
@@ -46,6 +57,46 @@ class QuantSpec:
             raise UserError(f"quant.momentum must be in [0, 1), found {self.momentum}.")
         if self.percentile is not None and not 50.0 < self.percentile <= 100.0:
             raise UserError(f"quant.percentile must be in (50, 100], found {self.percentile}.")
+
+    def for_layer_norm(self, *, final: bool = False) -> "QuantSpec":
+        """The spec of a LayerNorm, `final` for the one before the head."""
+        bits = (self.final_layer_norm_bits if final else None) or self.layer_norm_bits
+        if bits is None:
+            return self
+        return dataclasses.replace(
+            self,
+            weight_bits=self.weight_bits and bits,
+            activation_bits=self.activation_bits and bits,
+        )
+
+
+SETUPS: dict[str, dict[str, bool | int]] = {
+    "all": {"head": True},
+    "fp32_head": {"head": False},
+    "int16_final_LN": {"final_layer_norm_bits": 16},
+    "int16_all_LN": {"layer_norm_bits": 16},
+}
+
+
+def parse_setup(name: str) -> dict[str, Any]:
+    """Reads a published setup such as `fp32_head+int16_all_LN` as fields of `QuantSpec`.
+
+    Raises:
+      UserError: a part that is no setup, or neither or both of `all` and `fp32_head`.
+    """
+    fields: dict[str, Any] = {}
+    for part in name.split("+"):
+        if part not in SETUPS:
+            raise UserError(
+                f"quant.setup must be made of {', '.join(SETUPS)} joined by +, found {part!r}"
+                f"{nearest(part, SETUPS)}."
+            )
+        if SETUPS[part].keys() & fields.keys():
+            raise UserError(f"quant.setup must name all or fp32_head once, found {name!r}.")
+        fields |= SETUPS[part]
+    if "head" not in fields:
+        raise UserError(f"quant.setup must begin with all or fp32_head, found {name!r}.")
+    return fields
 
 
 def parse_bits(name: str) -> tuple[int | None, int | None]:

@@ -1,5 +1,7 @@
 """Outlier statistics of one tensor, per sample (arXiv 2306.12929, section 5)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +18,12 @@ def kurtosis(x: jax.Array) -> jax.Array:
     squared = centred * centred
     variance = jnp.sum(squared, axis=-1) / (x.shape[-1] - 1)
     return jnp.mean(squared * squared, axis=-1) / (variance * variance + 1e-6)
+
+
+def token_mean(statistic: Callable[[jax.Array], jax.Array], x_BxTxD: jax.Array) -> jax.Array:
+    """The statistic of each token's features, averaged over each sample's tokens: float32 [B]."""
+    per_token = statistic(x_BxTxD.reshape(-1, x_BxTxD.shape[-1]))
+    return jnp.mean(per_token.reshape(x_BxTxD.shape[0], -1), axis=-1)
 
 
 def zero_share(probs: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -1,7 +1,8 @@
 """Checkpoints that explain themselves; the only file that imports orbax.
 
 A step's folder holds the items `params`, `opt_state`, `data` (position of the input), `config`,
-`tokenizer` and `info` (step, seconds, versions): Orbax alone can read each of them.
+`assets` (the tokenizer, or the names of the classes) and `info` (step, seconds, versions): Orbax
+alone can read each of them.
 """
 
 from importlib import metadata
@@ -16,7 +17,7 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.training.step import TrainState
 
 FOLDER = "checkpoints"
-JSON_ITEMS = ("data", "config", "tokenizer", "info")
+JSON_ITEMS = ("data", "config", "assets", "info")
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "aqtp", "grain", "tokenizers")
 
 
@@ -26,13 +27,13 @@ class Notes(NamedTuple):
     Attributes:
       data: position of the data iterator.
       config: the configuration as nested dicts.
-      tokenizer: the tokenizer's JSON.
+      assets: what the data side needs again, see `data.task.Task.assets`.
       info: `step`, `train_seconds`, `versions`.
     """
 
     data: dict[str, Any]
     config: dict[str, Any]
-    tokenizer: dict[str, Any]
+    assets: dict[str, Any]
     info: dict[str, Any]
 
 

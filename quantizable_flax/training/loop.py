@@ -1,22 +1,15 @@
 """The training loop: mesh, model, state, restore, data, step, loop."""
 
-import json
 import signal
 import threading
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
 from quantizable_flax.config import check_positive
-from quantizable_flax.data import (
-    Tokenizer,
-    build_tokenizer,
-    make_transform,
-    train_iterator,
-)
+from quantizable_flax.data import make_task, train_iterator
 from quantizable_flax.models.registry import build_model, check_length
 from quantizable_flax.training import checkpoint, resume
 from quantizable_flax.training.optimizer import make_optimizer
@@ -38,29 +31,28 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     check_batch(config.train.batch_size, config.train.accumulate, mesh)
     model, optimizer = build_model(config), make_optimizer(config, config.train.steps)
     check_length(config)
-    example = _example_batch(config)
-    state = init_state(model, optimizer, example, config.seed, mesh)
+    state = init_state(model, optimizer, model.example_batch(), config.seed, mesh)
 
     state, notes, damaged = _restore(config, path, state)
-    tokenizer = _tokenizer(config, notes)
-    transform = make_transform(config, tokenizer)
+    task = make_task(config, notes.assets if notes is not None else None)
     data = train_iterator(
-        config,
-        tokenizer,
-        transform,
+        task,
         batch_size=config.train.batch_size,
+        seed=config.seed,
+        workers=config.data.workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     if notes is not None:
         data.set_state(notes.data)
-    run = Run(config, path, model, tokenizer, transform, notes)
+    run = Run(config, path, model, task, notes)
     run.begin(damaged)
     step = make_train_step(model, optimizer, config, mesh, state)
     try:
         with jax.transfer_guard("disallow"), _StopSignal() as stop:
             return _loop(run, state, step, data, mesh, stop)
     finally:
+        data.close()
         run.close()
 
 
@@ -68,7 +60,9 @@ def _loop(run: Run, state: TrainState, step, data, mesh, stop: "_StopSignal") ->
     train, every = run.config.train, run.config.checkpoint.every
     done, pending = run.start, None  # metrics are fetched one step late, dispatch never waits
     while done < train.steps:
-        batch = put_batch(next(data), mesh)
+        with run.input_clock:
+            examples = next(data)
+        batch = put_batch(examples, mesh)
         if train.telemetry_every and done % train.telemetry_every == 0:
             run.telemetry(done, state.params, batch)
         state, metrics = step(state, batch)
@@ -107,18 +101,6 @@ def _restore(config: ConfigDict, path: epath.Path, like: TrainState):
 
     _, (state, notes), damaged = resume.newest_readable(path, read)
     return state, notes, damaged
-
-
-def _tokenizer(config: ConfigDict, notes) -> Tokenizer:
-    if notes is not None:
-        return Tokenizer.from_json(json.dumps(notes.tokenizer), origin="the checkpoint")
-    return build_tokenizer(config.data)
-
-
-def _example_batch(config: ConfigDict) -> dict[str, jax.Array]:
-    """The smallest batch that a model can be initialised with."""
-    ids = jnp.zeros((1, config.data.seq_len), jnp.int32)
-    return {"input_ids": ids, "labels": ids}
 
 
 class _StopSignal:

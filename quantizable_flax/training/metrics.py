@@ -10,6 +10,26 @@ import tqdm
 from etils import epath
 from tensorboardX import SummaryWriter
 
+INPUT_BOUND = " (waiting for data: raise data.workers)"
+
+
+class Clock:
+    """Adds up the seconds spent inside `with clock:`."""
+
+    def __init__(self):
+        self._seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: Any) -> None:
+        self._seconds += time.monotonic() - self._began
+
+    def take(self) -> float:
+        """Returns the sum and starts again from 0."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
 
 class MetricWriter:
     """Writes scalars to `metrics.jsonl` and to TensorBoard event files under the workdir."""
@@ -57,9 +77,14 @@ class Progress:
         if self._bar is not None:
             self._bar.update(1)
 
-    def report(self, step: int, values: dict[str, float]) -> None:
-        """Shows the values beside the step, the rate and the time left."""
+    def report(self, step: int, values: dict[str, float], throughput: dict[str, float]) -> None:
+        """Shows the values beside the step, the rates, and the time left."""
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        for name, value in throughput.items():
+            if name == "input_share":
+                text += f"  input {100 * value:.0f} %" + (INPUT_BOUND if value > 0.2 else "")
+            elif name != "steps_per_second":
+                text += f"  {value:.4g} {name.replace('_per_second', '/s')}"
         if self._bar is not None:
             self._bar.set_postfix_str(text)
             return

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, linear decay, global-norm clipping and the published decay mask."""
+"""AdamW with warm-up, linear or cosine decay, clipping and the published decay mask."""
 
 from typing import Any
 
@@ -6,11 +6,14 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from quantizable_flax.errors import UserError
+from quantizable_flax.errors import UserError, nearest
+
+SCHEDULES = ("linear", "cosine")
+NEVER_DECAYED = ("cls_token", "register_tokens", "position_table")
 
 
 def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 over the warm-up, then linear to 0 at the last step.
+    """Learning rate by step: a linear warm-up, then a linear or cosine decay to the last step.
 
     A run shorter than its warm-up ends inside it.
 
@@ -19,8 +22,13 @@ def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
       steps: length of the run.
 
     Raises:
-      UserError: a negative warm-up.
+      UserError: a negative warm-up or another schedule.
     """
+    if optimizer.schedule not in SCHEDULES:
+        raise UserError(
+            f"optimizer.schedule must be one of {', '.join(SCHEDULES)}, found "
+            f"{optimizer.schedule!r}{nearest(optimizer.schedule, SCHEDULES)}."
+        )
     steps, warmup, peak = (
         optimizer.decay_steps or steps,
         optimizer.warmup_steps,
@@ -28,14 +36,21 @@ def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
     )
     if warmup < 0:
         raise UserError(f"optimizer.warmup_steps must be at least 0, found {warmup}.")
-    decay = optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))
+    length, last = max(steps - warmup, 1), optimizer.decay_to
+    if optimizer.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, length, alpha=last / peak if peak else 0.0)
+    else:
+        decay = optax.linear_schedule(peak, last, length)
     if warmup == 0:
         return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
+    rise = optax.linear_schedule(optimizer.warmup_from, peak, warmup)
+    return optax.join_schedules([rise, decay], [warmup])
 
 
 def decay_mask(params: Any, decay_layer_norm: bool = False) -> Any:
-    """True for the leaves that weight decay applies to: no bias, and no LayerNorm scale.
+    """True for the leaves that weight decay applies to.
+
+    Not for biases, LayerNorm scales, and ViT's class token, registers and positions (as timm).
 
     Args:
       params: a parameter tree.
@@ -45,7 +60,9 @@ def decay_mask(params: Any, decay_layer_norm: bool = False) -> Any:
     def decayed(path, _):
         # A parameter that is still boxed with its logical axes ends its path in an attribute.
         name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
-        return not name.endswith("bias") and (decay_layer_norm or name != "scale")
+        if name == "scale":
+            return decay_layer_norm
+        return not name.endswith("bias") and name not in NEVER_DECAYED
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 

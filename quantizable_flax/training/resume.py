@@ -94,7 +94,8 @@ def read_step(workdir: epath.Path, step: int, read: Callable[[int], T]) -> T:
         ) from error
 
 
-FIXED_DATA = ("source", "files", "text_key", "validation_fraction", "seq_len", "mask_rate")
+# Keys of `data` that do not change what a training step sees.
+FREE_DATA = ("workers", "cache_dir", "tfds_dir", "validation_files", "eval_crop")
 
 
 def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epath.Path) -> None:
@@ -102,25 +103,29 @@ def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epat
 
     The model and what fixes the order of the data must be those of the checkpoint.
     """
-    fixed: dict[str, tuple[str, ...] | None] = {
-        "model": None,
-        "seed": None,
-        "data": (*FIXED_DATA, "file", "vocab_size", "lowercase"),
-        "train": ("batch_size",),
-    }
     changes = []
-    for group, keys in fixed.items():
+    for group in ("model", "seed", "data", "train"):
         old, new = _flatten({group: saved[group]}), _flatten({group: asked[group]})
         for key in sorted(old.keys() | new.keys()):
-            relevant = keys is None or key.split(".")[-1] in keys
-            if relevant and old.get(key) != new.get(key):
-                changes.append(f"{key}={json.dumps(old.get(key))}, not {json.dumps(new.get(key))}")
+            if not _fixed(key):
+                continue
+            # A tuple comes back from JSON as a list.
+            before, after = json.dumps(old.get(key)), json.dumps(new.get(key))
+            if before != after:
+                changes.append(f"{key}={before}, not {after}")
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         raise UserError(
             f"{workdir} holds a run with {'; '.join(changes[:3])}{more}: continue it with its own "
             "configuration or give a new --workdir."
         )
+
+
+def _fixed(key: str) -> bool:
+    group, _, name = key.partition(".")
+    if group == "train":
+        return name == "batch_size"
+    return group != "data" or name not in FREE_DATA
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,13 +10,14 @@ import flax.linen as nn
 import jax
 
 from quantizable_flax import config as configuration
-from quantizable_flax.analysis.outliers import SITES, telemetry
-from quantizable_flax.data import Tokenizer, eval_batches
+from quantizable_flax.analysis.outliers import outlier_sites, telemetry
+from quantizable_flax.data import Task, eval_batches
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import evaluate, make_eval_step
 from quantizable_flax.quantization.sites import STATS
 from quantizable_flax.training import checkpoint
-from quantizable_flax.training.metrics import MetricWriter, Progress
+from quantizable_flax.training.metrics import Clock, MetricWriter, Progress
+from quantizable_flax.training.optimizer import make_schedule
 from quantizable_flax.training.step import TrainState
 
 
@@ -27,12 +28,13 @@ class DivergedError(UserError):
 class Run:
     """What surrounds the steps: writers, progress, validation, checkpoints."""
 
-    def __init__(self, config, path, model: nn.Module, tokenizer: Tokenizer, transform, notes):
-        self.config, self._path, self._model = config, path, model
-        self._tokenizer, self._transform = tokenizer, transform
-        self.start = notes.info["step"] if notes is not None else 0
+    def __init__(self, config, path, model: nn.Module, task: Task, notes):
+        self.config, self._path, self._metric, self._task = config, path, model.metric, task
+        self._schedule = make_schedule(config.optimizer, config.train.steps)
+        self.input_clock = Clock()
+        self.start = self._last_report = notes.info["step"] if notes is not None else 0
         self._seconds_before = notes.info["train_seconds"] if notes is not None else 0.0
-        sites = SITES[config.model.name]
+        sites = outlier_sites(config)
 
         def stats(params, batch):
             _, updated = model.apply({"params": params}, batch, method="loss", mutable=[STATS])
@@ -47,10 +49,9 @@ class Run:
         self._check_ours()
         if self.config.train.eval_every:
             self._validation = eval_batches(
-                self.config,
-                self._tokenizer,
-                self._transform,
+                self._task,
                 batch_size=self.config.eval.batch_size,
+                workers=self.config.data.workers,
             )
         try:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,8 @@ class Run:
             self._checkpoints.set_aside(step)
         if self.start < self.config.train.steps:
             (self._path / "config.json").write_text(configuration.to_json(self.config))
-            (self._path / "tokenizer.json").write_text(self._tokenizer.to_json())
+            for name, value in self._task.assets.items():
+                (self._path / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False))
         self._writer = MetricWriter(self._path)
         label = self.config.name or self._path.name
         self.progress = Progress(self.start, self.config.train.steps, label)
@@ -71,7 +73,7 @@ class Run:
             self.progress.note(f"{label}: {self._path} is already at step {self.start}")
         elif self.start:
             self.progress.note(f"{label}: continuing {self._path} at step {self.start}")
-        self._began = time.monotonic()
+        self._began = self._reported = time.monotonic()
 
     def _check_ours(self) -> None:
         """Raises UserError if the files that a run writes are there and are not a run's."""
@@ -103,8 +105,29 @@ class Run:
         self.progress.advance()
         every = self.config.train.log_every
         if step % every == 0 or step == self.config.train.steps:
-            self._writer.write(step, "train", values)
-            self.progress.report(step, {"loss": values["loss"]})
+            throughput = self._throughput(step)
+            values["learning_rate"] = self._rate(step - 1)
+            self._writer.write(step, "train", values | throughput)
+            self.progress.report(step, {"loss": values["loss"]}, throughput)
+
+    def _rate(self, step: int) -> float:
+        with jax.transfer_guard("allow"):
+            return float(self._schedule(step))
+
+    def _throughput(self, step: int) -> dict[str, float]:
+        """Steps and examples per second since the last report, and the share of it lost to input.
+
+        The device works while the loop waits for data, so a share near 0 means that input keeps
+        up; what is left above is time that more `data.workers` would win.
+        """
+        now = time.monotonic()
+        seconds, steps = max(now - self._reported, 1e-9), step - self._last_report
+        self._reported, self._last_report = now, step
+        return {
+            "steps_per_second": steps / seconds,
+            f"{self._task.unit}_per_second": steps * self.config.train.batch_size / seconds,
+            "input_share": self.input_clock.take() / seconds,
+        }
 
     def telemetry(self, step: int, params: Any, batch: dict[str, jax.Array]) -> None:
         """Logs the outlier statistics of the batch before the step that trains on it."""
@@ -112,14 +135,22 @@ class Run:
         self._writer.write(step, "telemetry", {k: v.tolist() for k, v in stats.items()})
 
     def validate(self, step: int, params: Any) -> None:
-        """Logs perplexity on (the first `eval_batches` batches of) the validation split."""
+        """Logs the metric on (the first `eval_batches` batches of) the validation split."""
         limit = self.config.train.eval_batches
         batches = itertools.islice(self._validation, limit or None)
+        began = time.monotonic()
         with jax.transfer_guard("allow"):
-            metrics = evaluate(self._eval_step, params, batches)
-        values = {"loss": metrics.loss, "perplexity": metrics.perplexity}
+            metrics = evaluate(
+                self._eval_step, params, batches, metric=self._metric, label="validation"
+            )
+        values = {
+            "loss": metrics.loss,
+            "accuracy": metrics.accuracy,
+            self._metric.name: metrics.value,
+        }
         self._writer.write(step, "validation", values)
-        self.progress.note(f"step {step}: validation perplexity {metrics.perplexity:.2f}")
+        self._reported += time.monotonic() - began  # the rates are those of training
+        self.progress.note(f"step {step}: validation {self._metric.label} {metrics.value:.2f}")
 
     def save(self, state: TrainState, step: int, data_state: dict[str, Any]) -> None:
         """Starts an asynchronous checkpoint of a step whose metrics were found finite."""
@@ -127,7 +158,7 @@ class Run:
         notes = checkpoint.Notes(
             data=data_state,
             config=self.config.to_dict(),
-            tokenizer=json.loads(self._tokenizer.to_json()),
+            assets=self._task.assets,
             info={
                 "step": step,
                 "train_seconds": seconds,

@@ -55,31 +55,31 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the jitted, donating `(state, batch) -> (state, metrics)`.
 
-    Metrics are replicated scalars: loss (nats per labelled token), grad_norm before clipping,
-    and tokens, the number of labelled ones. Dropout draws from (seed, step), so a resumed run
-    repeats an uninterrupted one.
+    Metrics are replicated scalars: loss (nats per labelled item), accuracy (share of labels with
+    the largest logit), grad_norm before clipping, and labels, their number. Dropout and Mixup draw
+    from (seed, step), so a resumed run repeats an uninterrupted one.
     """
     accumulate, seed = config.train.accumulate, config.seed
 
     def loss_fn(params, batch, key):
-        losses: Any = model.apply(
+        scores: Any = model.apply(
             {"params": params}, batch, train=True, method="loss", rngs={"dropout": key}
         )
-        loss_B, weight_B = losses
-        return jnp.sum(loss_B), jnp.sum(weight_B)
+        return jnp.sum(scores.loss), (jnp.sum(scores.weight), jnp.sum(scores.correct))
 
     def train_step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, loss, tokens = _accumulate(loss_fn, state.params, batch, key, accumulate)
+        grads, loss, (labels, correct) = _accumulate(loss_fn, state.params, batch, key, accumulate)
         # Sums are divided once, so a token weighs the same in whatever micro-batch it lies.
-        scale = 1.0 / jnp.maximum(tokens, 1.0)
+        scale = 1.0 / jnp.maximum(labels, 1.0)
         grads = jax.tree.map(lambda g: g * scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss * scale,
+            "accuracy": correct * scale,
             "grad_norm": optax.tree.norm(grads),
-            "tokens": tokens,
+            "labels": labels,
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -93,11 +93,11 @@ def make_train_step(
 
 
 def _accumulate(loss_fn, params, batch: Batch, key: jax.Array, count: int):
-    """Gradient, loss and weight of a batch, all summed, in `count` micro-batches."""
+    """Gradient, loss, and (labels, right ones) of a batch, all summed, in `count` parts."""
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if count == 1:
-        (loss, tokens), grads = value_and_grad(params, batch, key)
-        return grads, loss, tokens
+        (loss, counts), grads = value_and_grad(params, batch, key)
+        return grads, loss, counts
 
     def split(x):
         # Every count-th example, so that a micro-batch lies on all devices without moving.
@@ -105,10 +105,11 @@ def _accumulate(loss_fn, params, batch: Batch, key: jax.Array, count: int):
 
     def body(carry, micro):
         index, micro_batch = micro
-        (loss, tokens), grads = value_and_grad(params, micro_batch, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, carry, (grads, loss, tokens)), None
+        (loss, counts), grads = value_and_grad(params, micro_batch, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, carry, (grads, loss, counts)), None
 
-    zeros = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0.0), jnp.float32(0.0))
+    zero = jnp.float32(0.0)
+    zeros = (jax.tree.map(jnp.zeros_like, params), zero, (zero, zero))
     micro_batches = (jnp.arange(count), jax.tree.map(split, batch))
-    (grads, loss, tokens), _ = jax.lax.scan(body, zeros, micro_batches)
-    return grads, loss, tokens
+    (grads, loss, counts), _ = jax.lax.scan(body, zeros, micro_batches)
+    return grads, loss, counts

@@ -1,10 +1,13 @@
 """Small texts, configurations and tokenizers; nothing is written outside tmp_path."""
 
+import json
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from quantizable_flax.data import Tokenizer
+from quantizable_flax.data import Tokenizer, make_task
+from quantizable_flax.defaults import data_defaults, model_defaults
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "quantized", "heads"]
 
@@ -27,6 +30,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train_wordpiece(random_documents(300), vocab_size=200, lowercase=True)
 
 
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Tokenizer:
+    return Tokenizer.train_byte_bpe(random_documents(300), vocab_size=300)
+
+
 @pytest.fixture
 def documents() -> list[str]:
     return random_documents(200)
@@ -34,21 +42,14 @@ def documents() -> list[str]:
 
 @pytest.fixture
 def make_config(tmp_path):
-    """Returns a function that makes a whole config; keywords override fields of config.data."""
+    """Returns a function that makes a config of a family; keywords override config.data."""
 
-    def make(seed: int = 0, **overrides) -> ConfigDict:
-        data = {
-            "source": "auto",
-            "files": None,
-            "validation_files": None,
-            "text_key": "text",
-            "seq_len": 16,
-            "validation_fraction": 0.2,
-            "mask_rate": 0.15,
-            "cache_dir": str(tmp_path / "cache"),
-            "tokenizer": {"file": None, "vocab_size": 200, "lowercase": True},
-        }
-        return ConfigDict({"seed": seed, "data": {**data, **overrides}})
+    def make(family: str = "bert", **overrides) -> ConfigDict:
+        config = ConfigDict({"model": model_defaults(family), "data": data_defaults(family)})
+        small = {"seq_len": 16, "validation_fraction": 0.2, "cache_dir": str(tmp_path / "cache")}
+        config.data.update({**small, **overrides})
+        config.data.tokenizer.vocab_size = 200 if family == "bert" else 300
+        return config
 
     return make
 
@@ -59,7 +60,18 @@ def text_config(tmp_path, make_config, documents):
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(documents))
 
-    def make(seed: int = 0, **overrides) -> ConfigDict:
-        return make_config(seed, **{"files": str(path), **overrides})
+    def make(family: str = "bert", **overrides) -> ConfigDict:
+        return make_config(family, **{"files": str(path), **overrides})
+
+    return make
+
+
+@pytest.fixture
+def make_text_task(tokenizer, byte_tokenizer):
+    """Returns the function from a config to its task with the tokenizer of these tests."""
+
+    def make(config: ConfigDict):
+        chosen = tokenizer if config.model.name == "bert" else byte_tokenizer
+        return make_task(config, {"tokenizer": json.loads(chosen.to_json())})
 
     return make

@@ -115,7 +115,7 @@ def test_docstrings_are_parsed_not_executed_in_source_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "hint"), [("embeded", "did you mean 'embedded'"), ("tfds:wikipedia", "among auto")]
+    ("source", "hint"), [("embeded", "did you mean 'embedded'"), ("tfds:", "among auto")]
 )
 def test_unknown_source(make_config, source, hint):
     expect_error(make_config(source=source), hint)

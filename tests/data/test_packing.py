@@ -14,7 +14,8 @@ from quantizable_flax.errors import UserError
 def expected_stream(config, tokenizer, split):
     texts = list(iter_documents(config.data, split))
     ids = tokenizer.encode_batch(texts)
-    return [token for doc in ids for token in (tokenizer.cls_id, *doc, tokenizer.sep_id)]
+    before, after = tokenizer.prefix_ids, tokenizer.suffix_ids
+    return [token for document in ids for token in (*before, *document, *after)]
 
 
 def cache_files(config):
@@ -41,7 +42,7 @@ def test_small_vocabularies_take_two_bytes_and_large_ones_four(text_config, toke
 
     class Large:
         vocab_size = (1 << 16) + 1
-        cls_id, sep_id = 1 << 16, 3
+        prefix_ids, suffix_ids = (1 << 16,), (3,)
 
         def to_json(self):
             return "large"
@@ -52,7 +53,7 @@ def test_small_vocabularies_take_two_bytes_and_large_ones_four(text_config, toke
     large = packed_tokens(config.data, Large(), "train")
     assert (small.dtype, large.dtype) == (np.uint16, np.int32)
     assert large.max() == 1 << 16
-    np.testing.assert_array_equal(small == tokenizer.cls_id, large == 1 << 16)
+    np.testing.assert_array_equal(small == tokenizer.prefix_ids[0], large == 1 << 16)
 
 
 def test_the_array_is_mapped_and_read_only(text_config, tokenizer):

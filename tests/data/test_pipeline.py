@@ -1,61 +1,45 @@
 """Order, restarts, hosts and padding of batches."""
 
-import ast
-import itertools
 import json
-from pathlib import Path
 
-import grain
 import numpy as np
 import pytest
 
-from quantizable_flax.data import MaskTokens, eval_batches, packed_tokens, train_iterator
+from quantizable_flax.data import Task, eval_batches, train_iterator
 from quantizable_flax.errors import UserError
 
-
-def take(batches, count):
-    return list(itertools.islice(batches, count))
-
-
-def joined(batches):
-    """Returns the examples of all batches as one dict of arrays."""
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for name in left:
-        np.testing.assert_array_equal(left[name], right[name])
-
-
-def originals(batch):
-    return np.where(batch["labels"] == -100, batch["input_ids"], batch["labels"])
+from .batches import assert_same, joined, originals, take
 
 
 @pytest.fixture
-def train(text_config, tokenizer):
+def task(text_config, make_text_task):
+    return make_text_task(text_config())
+
+
+@pytest.fixture
+def train(task):
     def make(batch_size, seed=0, **hosts):
-        transform = MaskTokens(tokenizer, 0.15)
-        return train_iterator(
-            text_config(seed), tokenizer, transform, batch_size=batch_size, **hosts
-        )
+        return train_iterator(task, batch_size=batch_size, seed=seed, **hosts)
 
     return make
 
 
 @pytest.fixture
-def evaluate(text_config, tokenizer):
-    def make(batch_size, config=None, **options):
-        transform = MaskTokens(tokenizer, 0.15)
-        config = config or text_config()
-        return eval_batches(config, tokenizer, transform, batch_size=batch_size, **options)
+def evaluate(task):
+    def make(batch_size, **options):
+        return eval_batches(task, batch_size=batch_size, **options)
 
     return make
 
 
 @pytest.fixture(name="tokens_NxT")
-def make_tokens(text_config, tokenizer):
-    return packed_tokens(text_config().data, tokenizer, "train")
+def make_tokens(task):
+    return np.stack(list(task.source("train")))
+
+
+@pytest.fixture(name="held_out_NxT")
+def make_held_out(task):
+    return np.stack(list(task.source("validation")))
 
 
 def test_batches_are_int32_of_the_asked_shape(train):
@@ -140,19 +124,43 @@ def test_a_state_holds_for_another_number_of_hosts(train):
     assert_same(joined([next(host) for host in hosts]), next(whole))
 
 
-def test_a_deterministic_transform_works_too(text_config, tokenizer, tokens_NxT):
-    class Plain(grain.transforms.Map):
-        def map(self, element):
-            return {"input_ids": element.astype(np.int32)}
+class Squares(Task):
+    """A task of functions, not of Grain's transforms, with augmentation and fillers of its own."""
 
-    config = text_config()
-    batches = list(eval_batches(config, tokenizer, Plain(), split="train", batch_size=10))
-    np.testing.assert_array_equal(joined(batches)["input_ids"][: len(tokens_NxT)], tokens_NxT)
-    assert next(train_iterator(config, tokenizer, Plain(), batch_size=2))["input_ids"].any()
+    unit = "numbers"
+    filler = {"y": 7}  # noqa: RUF012
+    assets = {}  # noqa: RUF012
+
+    def source(self, split):
+        return range(5) if split == "train" else range(100, 103)
+
+    def transform(self, *, train):
+        return lambda x: {"x": np.int32(x + 1000 * train), "y": np.full((2,), x * x)}
 
 
-def test_evaluation_is_in_file_order_and_padded(evaluate, text_config, tokenizer):
-    tokens_NxT = packed_tokens(text_config().data, tokenizer, "validation")
+def test_any_task_will_do():
+    (batch,) = eval_batches(Squares(), batch_size=4)
+    assert batch["x"].tolist() == [100, 101, 102, 0]
+    assert batch["y"].tolist() == [[10000] * 2, [10201] * 2, [10404] * 2, [7, 7]]
+    assert batch["example_weight"].tolist() == [1, 1, 1, 0]
+    assert next(train_iterator(Squares(), batch_size=5, seed=0))["x"].min() == 1000
+    with pytest.raises(UserError, match="batch_size=6 numbers in the train split, found 5"):
+        train_iterator(Squares(), batch_size=6, seed=0)
+    with pytest.raises(UserError, match="from the 3 numbers of the validation split, found 4"):
+        eval_batches(Squares(), batch_size=1, num_batches=4)
+
+
+def test_a_split_that_cannot_be_shuffled():
+    class Endless(Squares):
+        def source(self, split):
+            return range(2**32)
+
+    with pytest.raises(UserError, match=r"fewer than 2\*\*32 numbers"):
+        train_iterator(Endless(), batch_size=1, seed=0)
+
+
+def test_evaluation_is_in_file_order_and_padded(evaluate, held_out_NxT):
+    tokens_NxT = held_out_NxT
     batch_size = next(size for size in (7, 8) if len(tokens_NxT) % size)
     batches = evaluate(batch_size)
     found = list(batches)
@@ -173,12 +181,12 @@ def test_evaluation_is_in_file_order_and_padded(evaluate, text_config, tokenizer
     }
 
 
-def test_evaluation_is_the_same_again_and_at_any_batch_size_and_seed(evaluate, text_config):
+def test_evaluation_is_the_same_again_and_at_any_batch_size(evaluate):
     batches = evaluate(8)
     first = joined(list(batches))
     assert_same(joined(list(batches)), first)
     count = int(first["example_weight"].sum())
-    other = joined(list(evaluate(5, config=text_config(seed=9))))
+    other = joined(list(evaluate(5)))
     for name in first:
         np.testing.assert_array_equal(other[name][:count], first[name][:count])
 
@@ -196,22 +204,19 @@ def test_a_seed_shuffles_examples_with_their_masks(evaluate):
     assert rows(seed=1, num_batches=2) == rows(seed=1)[:8]
 
 
-def test_one_example_is_enough(text_config, tokenizer):
-    config = text_config()
-    tokens = sum(
-        len(ids) + 2
-        for ids in tokenizer.encode_batch(Path(config.data.files).read_text().split("\n\n"))
-    )
-    config = text_config(seq_len=tokens // 2)
-    iterator = train_iterator(config, tokenizer, MaskTokens(tokenizer), batch_size=1)
+def test_one_example_is_enough(text_config, make_text_task, tokens_NxT, held_out_NxT):
+    length = (tokens_NxT.size + held_out_NxT.size) // 2
+    task = make_text_task(text_config(seq_len=length))
+    assert len(task.source("train")) == 1
+    iterator = train_iterator(task, batch_size=1, seed=0)
     assert [len(batch["labels"]) for batch in take(iterator, 3)] == [1, 1, 1]
 
 
-def test_more_than_there_is(train, evaluate, tokens_NxT, text_config, tokenizer):
-    with pytest.raises(UserError, match=rf"batch_size=100000 examples .* {len(tokens_NxT)} of 16"):
+def test_more_than_there_is(train, evaluate, tokens_NxT, held_out_NxT):
+    found = f"found {len(tokens_NxT)};"
+    with pytest.raises(UserError, match=rf"batch_size=100000 sequences .* {found}"):
         train(100_000)
-    count = len(packed_tokens(text_config().data, tokenizer, "validation"))
-    with pytest.raises(UserError, match=rf"from the {count} examples .* found 1000"):
+    with pytest.raises(UserError, match=rf"from the {len(held_out_NxT)} sequences .* found 1000"):
         evaluate(8, num_batches=1000)
     with pytest.raises(UserError, match="found 0"):
         evaluate(8, num_batches=0)
@@ -226,30 +231,14 @@ def test_senseless_requests(train, evaluate):
         evaluate(0)
     with pytest.raises(UserError, match="found -1"):
         train(8, seed=-1)
+    with pytest.raises(UserError, match="workers of at least 0, found -1"):
+        train(8, workers=-1)
+    with pytest.raises(UserError, match="workers of at least 0, found -2"):
+        evaluate(8, workers=-2)
 
 
-def imports():
-    """Yields (file name, imported module) for every import statement of the package."""
-    package = Path(__file__).parents[2] / "quantizable_flax" / "data"
-    for path in package.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                yield from ((path.name, alias.name) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                yield path.name, node.module or "."
-
-
-def test_the_package_itself_imports_no_model_code():
-    # Grain brings jax along where it is installed; the package must not ask for it.
-    modules = {module for _, module in imports()}
-    assert not {m.split(".")[0] for m in modules} & {"jax", "flax", "orbax", "tensorflow"}
-    own = {module.split(".")[1] for module in modules if module.startswith("quantizable_flax")}
-    assert own <= {"data", "errors"}
-    assert {name for name, module in imports() if module == "tokenizers"} == {"tokenizer.py"}
-
-
-def test_full_batches_hold_no_filler(evaluate, text_config, tokenizer):
-    count = len(packed_tokens(text_config().data, tokenizer, "validation"))
+def test_full_batches_hold_no_filler(evaluate, held_out_NxT):
+    count = len(held_out_NxT)
     size = next(size for size in range(7, 20) if count % size)
     whole = list(evaluate(size, full=True))
     assert len(whole) == count // size

@@ -65,7 +65,7 @@ def test_checkpoint_explains_itself(run):
     assert from_dict(notes.config).model.attention.gate == "mlp"
     assert notes.info["step"] == 80
     assert notes.info["versions"]["jax"]
-    assert "model" in notes.tokenizer
+    assert "model" in notes.assets["tokenizer"]
     model, params = qf.load(str(run))
     assert params["layer_0"]["attention"]["gate"]["hidden_kernel"].shape == (2, 8, 4)
     assert model.config.num_layers == 2

@@ -49,9 +49,13 @@ def finished(tmp_path_factory):
     return folder, folder / "run"
 
 
-def start(folder, workdir, **changes) -> subprocess.Popen:
-    command = [sys.executable, "train.py", "--config=configs/quickstart.py", f"--workdir={workdir}"]
-    return subprocess.Popen([*command, *flags(folder, **changes)], cwd=ROOT, stderr=subprocess.PIPE)
+def start(
+    folder, workdir, recipe: str = "configs/quickstart.py", family: str = "bert", **changes
+) -> subprocess.Popen:
+    command = [sys.executable, "train.py", f"--config={recipe}", f"--workdir={workdir}"]
+    return subprocess.Popen(
+        [*command, *flags(folder, family, **changes)], cwd=ROOT, stderr=subprocess.PIPE
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -100,7 +104,7 @@ def test_sigterm_saves_the_step_and_exits_0(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated arrays", "truncated config", "missing manifest", "empty tokenizer"]
+    "damage", ["truncated arrays", "truncated config", "missing manifest", "empty assets"]
 )
 def test_damaged_newest_falls_back_and_is_kept_aside(finished, tmp_path, damage, caplog):
     folder, whole = finished
@@ -115,7 +119,7 @@ def test_damaged_newest_falls_back_and_is_kept_aside(finished, tmp_path, damage,
     elif damage == "missing manifest":
         (newest / "params" / "manifest.ocdbt").unlink()
     else:
-        (newest / "tokenizer" / "metadata").write_bytes(b"")
+        (newest / "assets" / "metadata").write_bytes(b"")
 
     train(tiny_config(folder, **DROPOUT), str(tmp_path / "run"))
 

@@ -1,0 +1,122 @@
+"""The tasks of the text models: masked and causal language modelling on packed blocks."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from quantizable_flax.data.blocks import Blocks, Mixture
+from quantizable_flax.data.corpora import corpora
+from quantizable_flax.data.masking import IGNORE_LABEL, MaskTokens
+from quantizable_flax.data.packing import packed_tokens
+from quantizable_flax.data.task import Example, Source, Task, Transform
+from quantizable_flax.data.tokenizer import BYTE_BPE, WORDPIECE, Tokenizer
+from quantizable_flax.data.tokenizer_build import build_tokenizer, check_kind, load_file
+from quantizable_flax.errors import UserError
+
+
+class TextTask(Task):
+    """Blocks of data.seq_len tokens.
+
+    Attributes:
+      kind: of the tokenizer, "wordpiece" or "byte_bpe".
+      tokenizer: from the checkpoint's assets, else from its file or trained.
+    """
+
+    unit = "sequences"
+    filler: Mapping[str, int] = {"labels": IGNORE_LABEL}
+    kind: ClassVar[str]
+
+    def __init__(self, config: ConfigDict, assets: Mapping[str, Any] | None = None):
+        if assets is None:
+            self.tokenizer = build_tokenizer(config.data, self.kind)
+        else:
+            self.tokenizer = _from_assets(assets, config.data, self.kind)
+        if self.tokenizer.vocab_size > config.model.vocab_size:
+            raise UserError(
+                f"the tokenizer has {self.tokenizer.vocab_size} tokens but model.vocab_size is "
+                f"{config.model.vocab_size}: raise model.vocab_size or take another tokenizer."
+            )
+        self._config = config
+        self._sources: dict[str, Source] = {}
+
+    def source(self, split: str) -> Source:
+        """Returns the packed blocks of a split: read-only tokens_T, uint16 or int32.
+
+        Corpora with weights are packed each on its own and mixed for training; without, or for
+        validation, their documents follow each other.
+        """
+        if split not in self._sources:
+            self._sources[split] = self._open(split)
+        return self._sources[split]
+
+    def _open(self, split: str) -> Source:
+        data_cfg = self._config.data
+        parts = corpora(data_cfg)
+        weights = [part.weight for part in parts if part.weight is not None]
+        if split != "train" or len(weights) < 2:
+            return Blocks(packed_tokens(data_cfg, self.tokenizer, split))
+        blocks = [Blocks(packed_tokens(part.config, self.tokenizer, split)) for part in parts]
+        return Mixture(blocks, weights)
+
+    @property
+    def assets(self) -> dict[str, Any]:
+        """The tokenizer, as the content of a tokenizer.json."""
+        return {"tokenizer": json.loads(self.tokenizer.to_json())}
+
+
+class MaskedLmTask(TextTask):
+    """BERT's: predict the tokens that are masked."""
+
+    kind = WORDPIECE
+
+    def transform(self, *, train: bool) -> Transform:
+        """Returns the masking, the same in training and evaluation."""
+        config = self._config
+        return MaskTokens(self.tokenizer, config.data.mask_rate, config.model.max_predictions)
+
+
+class CausalLmTask(TextTask):
+    """OPT's: predict every next token; the model's loss shifts the labels."""
+
+    kind = BYTE_BPE
+
+    def transform(self, *, train: bool) -> Transform:
+        """Returns the copy of the tokens to `input_ids` and `labels`, both int32 [T]."""
+        return CopyTokens()
+
+
+class CopyTokens(grain.transforms.Map):
+    """Maps tokens_T to equal `input_ids` and `labels`, both int32 [T]."""
+
+    def map(self, element: np.ndarray) -> Example:
+        """Returns the example of a block."""
+        tokens_T = np.asarray(element, dtype=np.int32)
+        return {"input_ids": tokens_T, "labels": tokens_T}
+
+
+def _from_assets(assets: Mapping[str, Any], data_cfg: ConfigDict, kind: str) -> Tokenizer:
+    """Returns the tokenizer of a checkpoint, which data.tokenizer.file must not contradict."""
+    if "tokenizer" not in assets:
+        raise UserError(
+            f"expected a tokenizer in the checkpoint, found {', '.join(assets) or 'nothing'}; "
+            "it is of another model or damaged, train again or take another checkpoint"
+        )
+    saved = Tokenizer.from_json(json.dumps(assets["tokenizer"]), origin="the checkpoint")
+    check_kind(saved, kind, "the checkpoint")
+    file = data_cfg.tokenizer.file
+    # The file may be gone or on another machine: the checkpoint holds what it needs.
+    if file and os.access(Path(file).expanduser(), os.R_OK):
+        given = load_file(data_cfg)
+        if not given.same_ids(saved):
+            raise UserError(
+                f"expected data.tokenizer.file to be the tokenizer of the checkpoint, which has "
+                f"{saved.vocab_size} tokens, found another one of {given.vocab_size} tokens in "
+                f"{file}; leave data.tokenizer.file out or start a new run"
+            )
+    return saved

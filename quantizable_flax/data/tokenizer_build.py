@@ -1,0 +1,92 @@
+"""The tokenizer that a configuration asks for: read from its file or trained and kept."""
+
+import logging
+import time
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from quantizable_flax.data import subword
+from quantizable_flax.data.cache import cache_dir, cache_key, write_atomically
+from quantizable_flax.data.corpora import corpora
+from quantizable_flax.data.documents import describe_documents, iter_documents
+from quantizable_flax.data.tokenizer import BYTE_BPE, WORDPIECE, Tokenizer, capped
+from quantizable_flax.errors import UserError
+
+_NAMES = {WORDPIECE: "a WordPiece", BYTE_BPE: "a byte-level BPE"}
+_log = logging.getLogger(__name__)
+
+
+def build_tokenizer(data_cfg: ConfigDict, kind: str = WORDPIECE) -> Tokenizer:
+    """Returns the tokenizer of data.tokenizer.file, or trains one on the train split.
+
+    A trained tokenizer is kept in the cache folder.
+
+    Args:
+      data_cfg: config.data.
+      kind: "wordpiece" or "byte_bpe".
+
+    Raises:
+      UserError: a file that is no tokenizer of this kind, or text that cannot be read.
+    """
+    options = data_cfg.tokenizer
+    if options.file:
+        loaded = load_file(data_cfg)
+        check_kind(loaded, kind, str(options.file))
+        return loaded
+    path = cache_dir(data_cfg) / f"tokenizer-{_key(data_cfg, kind)}.json"
+    try:
+        return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, UserError):
+        pass  # Absent or damaged: train again.
+    start = time.monotonic()
+    trained = _train(data_cfg, kind)
+    seconds = time.monotonic() - start
+    _log.info("trained %s of %d tokens in %.1f s", _NAMES[kind], trained.vocab_size, seconds)
+    try:
+        write_atomically(path, lambda stream: stream.write(trained.to_json().encode("utf-8")))
+    except OSError as error:
+        _log.warning("the tokenizer is not kept: %s cannot be written (%s)", path.parent, error)
+    return trained
+
+
+def load_file(data_cfg: ConfigDict) -> Tokenizer:
+    """Returns the tokenizer of data.tokenizer.file."""
+    options = data_cfg.tokenizer
+    return Tokenizer.load(options.file, lowercase=options.get("lowercase", True))
+
+
+def check_kind(found: Tokenizer, kind: str, origin: str) -> None:
+    """Raises UserError for a tokenizer of another kind than the model takes."""
+    if found.kind != kind:
+        raise UserError(
+            f"expected {_NAMES[kind]} tokenizer for this model, found {_NAMES[found.kind]} in "
+            f"{origin}; use the tokenizer of a model of the same family"
+        )
+
+
+def _key(data_cfg: ConfigDict, kind: str) -> str:
+    options = data_cfg.tokenizer
+    description = {
+        "documents": describe_documents(data_cfg, "train"),
+        "vocab_size": options.vocab_size,
+        "version": [2, subword.VERSION],
+        "kind": kind,
+    }
+    if kind == WORDPIECE:
+        description["lowercase"] = options.lowercase
+    return cache_key(description)
+
+
+def _train(data_cfg: ConfigDict, kind: str) -> Tokenizer:
+    options, documents = data_cfg.tokenizer, _training_documents(data_cfg)
+    if kind == BYTE_BPE:
+        return Tokenizer.train_byte_bpe(documents, options.vocab_size)
+    return Tokenizer.train_wordpiece(documents, options.vocab_size, options.lowercase)
+
+
+def _training_documents(data_cfg: ConfigDict) -> Iterator[str]:
+    """Yields an equal share of every corpus, so that the first does not crowd out the others."""
+    parts = corpora(data_cfg)
+    for part in parts:
+        yield from capped(iter_documents(part.config, "train"), len(parts))

@@ -1,0 +1,49 @@
+"""The original's attention under its own names: projections, and `alpha` for the gates."""
+
+import ml_collections
+import numpy as np
+
+from quantizable_flax.interop.torch_layout import TensorReader, Tree
+
+BERT_NAMES = {"query": "query", "key": "key", "value": "value"}
+OPT_NAMES = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "out_proj"}
+
+
+def attention_params(
+    reader: TensorReader,
+    prefix: str,
+    width: int,
+    model: ml_collections.ConfigDict,
+    names: dict[str, str] = BERT_NAMES,
+) -> Tree:
+    """The projections in `names` (ours -> original) and the gate, if the model has one."""
+    params: Tree = {
+        ours: reader.linear(prefix + theirs, width, width) for ours, theirs in names.items()
+    }
+    if model.attention.gate != "none":
+        params["gate"] = gate_params(reader, f"{prefix}alpha", width, model)
+    return params
+
+
+def gate_params(
+    reader: TensorReader, name: str, width: int, model: ml_collections.ConfigDict
+) -> Tree:
+    """The gate's `alpha` tensors; the original keeps one small module per head, we stack them."""
+    heads, size, hidden = model.num_heads, width // model.num_heads, model.attention.gate_hidden
+    kind = model.attention.gate
+    if kind == "unconditional":
+        return {"logit": reader.take(name, (heads,))}
+    if kind == "all_heads_linear":
+        return reader.linear(name, width, heads)
+    last = ".2" if kind == "mlp" else ""
+    inputs = hidden if kind == "mlp" else size
+    outer = [reader.linear(f"{name}.{h}{last}", inputs, 1) for h in range(heads)]
+    params: Tree = {
+        "kernel": np.stack([np.ravel(part["kernel"]) for part in outer]),
+        "bias": np.concatenate([np.ravel(part["bias"]) for part in outer]),
+    }
+    if kind == "mlp":
+        inner = [reader.linear(f"{name}.{h}.0", size, hidden) for h in range(heads)]
+        params["hidden_kernel"] = np.stack([part["kernel"] for part in inner])
+        params["hidden_bias"] = np.stack([part["bias"] for part in inner])
+    return params

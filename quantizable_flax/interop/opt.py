@@ -1,0 +1,50 @@
+"""OPT weights under their original names: Hugging Face's, plus `alpha.*` for the gates."""
+
+from collections.abc import Mapping
+
+import ml_collections
+import numpy as np
+
+from quantizable_flax.interop.attention import OPT_NAMES, attention_params
+from quantizable_flax.interop.torch_layout import TensorReader, Tree
+from quantizable_flax.models.opt import POSITION_OFFSET
+
+PREFIX = "model.decoder."
+IGNORABLE = ("lm_head.weight",)  # the alias of the tied word table
+
+
+def opt_params(mapping: Mapping[str, np.ndarray], config: ml_collections.ConfigDict) -> Tree:
+    """Returns the `params` tree of `OptForCausalLM`, numpy float32.
+
+    Raises:
+      UserError: a missing tensor, a wrong shape, or a tensor without a place.
+    """
+    model, reader = config.model, TensorReader(mapping, PREFIX)
+    width = model.hidden_size
+    word = model.embed_size or width
+    rows = model.max_position_embeddings + POSITION_OFFSET
+    embeddings: Tree = {
+        "word": reader.embedding("embed_tokens", model.vocab_size, word),
+        "position": reader.embedding("embed_positions", rows, width),
+    }
+    params: Tree = {"embeddings": embeddings}
+    if word != width:
+        embeddings["project_in"] = reader.linear("project_in", word, width, bias=False)
+        params["project_out"] = reader.linear("project_out", width, word, bias=False)
+    if model.pre_layer_norm:
+        params["final_layer_norm"] = reader.layer_norm("final_layer_norm", width)
+    for i in range(model.num_layers):
+        params[f"layer_{i}"] = _layer(reader, f"layers.{i}.", model)
+    reader.check_all_used(IGNORABLE)
+    return params
+
+
+def _layer(reader: TensorReader, prefix: str, model: ml_collections.ConfigDict) -> Tree:
+    width, inner = model.hidden_size, model.intermediate_size
+    return {
+        "attention": attention_params(reader, f"{prefix}self_attn.", width, model, OPT_NAMES),
+        "attention_layer_norm": reader.layer_norm(f"{prefix}self_attn_layer_norm", width),
+        "ffn_in": reader.linear(f"{prefix}fc1", width, inner),
+        "ffn_out": reader.linear(f"{prefix}fc2", inner, width),
+        "ffn_layer_norm": reader.layer_norm(f"{prefix}final_layer_norm", width),
+    }

@@ -1,0 +1,77 @@
+"""What the families share: sizes, and layers that carry a model's dtype and quantization."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from quantizable_flax.attention.attention import MultiHeadAttention
+from quantizable_flax.attention.gate import GateConfig
+from quantizable_flax.attention.softmax import SoftmaxFn, softmax
+from quantizable_flax.quantization.layers import Dense, Embed, LayerNorm
+from quantizable_flax.quantization.spec import QuantSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and switches of every family; the defaults are a base model. Rates in [0, 1)."""
+
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    dtype: Any = jnp.float32
+    softmax_fn: SoftmaxFn = softmax
+    gate: GateConfig | None = None
+    quant: QuantSpec | None = None
+
+    @property
+    def kernel_init(self):
+        """N(0, initializer_range) for every weight matrix and table."""
+        return nn.initializers.normal(self.initializer_range)
+
+    @property
+    def head_quant(self) -> QuantSpec | None:
+        """The spec of the head: None where the setup keeps it in floating point."""
+        return self.quant if self.quant is not None and self.quant.head else None
+
+    def dense(self, features: int, axes: tuple[str | None, str | None], **options: Any) -> Dense:
+        """A Dense layer with this configuration's initialiser, dtype and quantization."""
+        shared = {"kernel_init": self.kernel_init, "dtype": self.dtype, "quant": self.quant}
+        return Dense(features, axes=axes, **{**shared, **options})
+
+    def layer_norm(self, *, final: bool = False, **options: Any) -> LayerNorm:
+        """A LayerNorm with this configuration's epsilon, dtype and quantization."""
+        quant = self.quant and self.quant.for_layer_norm(final=final)
+        shared = {"epsilon": self.layer_norm_eps, "dtype": self.dtype, "quant": quant}
+        return LayerNorm(**{**shared, **options})
+
+    def embed(self, rows: int, axes: tuple[str | None, str], **options: Any) -> Embed:
+        """A table of this configuration's width (or `features`), initialiser and quantization."""
+        return Embed(
+            rows,
+            options.pop("features", self.hidden_size),
+            axes=axes,
+            embedding_init=self.kernel_init,
+            dtype=self.dtype,
+            quant=self.quant,
+            **options,
+        )
+
+    def attention(self, **options: Any) -> MultiHeadAttention:
+        """The attention layer of this configuration."""
+        return MultiHeadAttention(
+            self.num_heads,
+            softmax_fn=self.softmax_fn,
+            gate=self.gate,
+            dropout_rate=self.attention_dropout,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            quant=self.quant,
+            **options,
+        )

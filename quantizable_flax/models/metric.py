@@ -1,0 +1,53 @@
+"""What a family is judged by, from the mean loss and the share of right answers."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A figure of merit.
+
+    Attributes:
+      name: as in logs and JSON.
+      label: as in tables, short.
+      items: what a label belongs to, "tokens" or "images".
+      larger_is_better: whether more is better.
+      value: (mean loss in nats, share of right answers in [0, 1]) -> the figure.
+      cost: (quantized, floating point) -> what quantization costs, in `cost_label`'s unit.
+      cost_label: the unit of a cost, for an axis.
+    """
+
+    name: str
+    label: str
+    items: str
+    larger_is_better: bool
+    value: Callable[[float, float], float]
+    cost: Callable[[float, float], float]
+    cost_label: str
+
+
+def _perplexity(loss: float, _: float) -> float:
+    return math.inf if loss > 700 else math.exp(loss)  # exp(nan) is nan
+
+
+PERPLEXITY = Metric(
+    name="perplexity",
+    label="ppl",
+    items="tokens",
+    larger_is_better=False,
+    value=_perplexity,
+    cost=lambda quantized, floating: math.log(quantized / floating),
+    cost_label="loss increase (nats per token)",
+)
+TOP1 = Metric(
+    name="top1",
+    label="top-1 %",
+    items="images",
+    larger_is_better=True,
+    value=lambda _, right: 100.0 * right,
+    cost=lambda quantized, floating: floating - quantized,
+    cost_label="accuracy lost (points)",
+)
+METRICS = {metric.name: metric for metric in (PERPLEXITY, TOP1)}

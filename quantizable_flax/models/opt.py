@@ -1,0 +1,243 @@
+"""OPT for causal language modelling: pre-LN, ReLU, tied head without bias (arXiv 2205.01068)."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quantizable_flax.errors import UserError
+from quantizable_flax.models.layers import TransformerConfig
+from quantizable_flax.models.losses import IGNORED, Scores, token_scores
+from quantizable_flax.models.metric import PERPLEXITY
+from quantizable_flax.quantization.sites import Site
+
+POSITION_OFFSET = 2  # rows 0 and 1 of the position table: OPT counts from 2, padding has row 1
+
+
+@dataclasses.dataclass(frozen=True)
+class OptConfig(TransformerConfig):
+    """Sizes and switches; the defaults are OPT-125m. Lengths in tokens.
+
+    Attributes:
+      pre_layer_norm: LayerNorm before attention and FFN and at the end; False puts it behind
+        each residual sum, as the original OPT-350m does.
+      embed_size: width of the word table where it is not `hidden_size`.
+      pad_token_id: its embedding row gets no gradient from the lookup.
+    """
+
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.006
+    attention_dropout: float = 0.0
+    vocab_size: int = 50272
+    max_position_embeddings: int = 2048
+    pre_layer_norm: bool = True
+    embed_size: int | None = None
+    pad_token_id: int | None = 1
+
+    @property
+    def word_size(self) -> int:
+        """Width of the word table."""
+        return self.embed_size or self.hidden_size
+
+    @property
+    def projects(self) -> bool:
+        """Whether word embeddings have a width of their own."""
+        return self.word_size != self.hidden_size
+
+
+class OptEmbeddings(nn.Module):
+    """Word embeddings, projected where their width differs, plus learned positions."""
+
+    config: OptConfig
+
+    def setup(self):
+        """Declares the tables; `word` is shared with the head."""
+        c = self.config
+        self.word = c.embed(
+            c.vocab_size,
+            ("vocab", "embed"),
+            features=c.word_size,
+            frozen_id=c.pad_token_id,
+        )
+        self.position = c.embed(c.max_position_embeddings + POSITION_OFFSET, (None, "embed"))
+        if c.projects:
+            self.project_in = c.dense(c.hidden_size, (None, "embed"), use_bias=False)
+        self.sum = Site(c.quant)
+
+    def __call__(self, input_ids_BxT: jax.Array, positions_BxT: jax.Array) -> jax.Array:
+        """Returns [B, T, D]; positions count from 0, -1 is padding."""
+        x = self.word(input_ids_BxT)
+        if self.config.projects:
+            x = self.project_in(x)
+        return self.sum(x + self.position(positions_BxT + POSITION_OFFSET))
+
+
+class OptLayer(nn.Module):
+    """Attention and FFN with residual sums, LayerNorm before (or behind) each."""
+
+    config: OptConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BxTxD: jax.Array,
+        mask: jax.Array,
+        *,
+        train: bool,
+        cache_at: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns [B, T, D]; mask broadcasts to [B, H, T, keys], `cache_at` as in attention."""
+        c = self.config
+        attention = c.attention(context_before_gate=True, name="attention")
+        norm = c.layer_norm(name="attention_layer_norm")
+        y = norm(x_BxTxD) if c.pre_layer_norm else x_BxTxD
+        y = attention(y, mask, train=train, cache_at=cache_at)
+        x_BxTxD = self._add("attention", x_BxTxD, y, train)
+        x_BxTxD = x_BxTxD if c.pre_layer_norm else norm(x_BxTxD)
+
+        norm = c.layer_norm(name="ffn_layer_norm")
+        y = norm(x_BxTxD) if c.pre_layer_norm else x_BxTxD
+        y = c.dense(c.intermediate_size, ("embed", "mlp"), activation=nn.relu, name="ffn_in")(y)
+        y = c.dense(c.hidden_size, ("mlp", "embed"), name="ffn_out")(y)
+        x_BxTxD = self._add("ffn", x_BxTxD, y, train)
+        return x_BxTxD if c.pre_layer_norm else norm(x_BxTxD)
+
+    def _add(self, block: str, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
+        y = nn.Dropout(self.config.hidden_dropout, deterministic=not train)(y)
+        return Site(self.config.quant, name=f"{block}_residual")(x + y)
+
+
+class OptForCausalLM(nn.Module):
+    """The whole model; `loss` is what training and evaluation call."""
+
+    config: OptConfig
+    metric = PERPLEXITY
+    quantizable_head = True
+
+    def setup(self):
+        """Declares embeddings, layers and what follows them."""
+        c = self.config
+        self.embeddings = OptEmbeddings(c)
+        self.layers = [OptLayer(c, name=f"layer_{i}") for i in range(c.num_layers)]
+        if c.pre_layer_norm:
+            self.final_layer_norm = c.layer_norm(final=True)
+        if c.projects:
+            self.project_out = c.dense(c.word_size, ("embed", None), use_bias=False)
+        self.logits = Site(c.head_quant)
+
+    def embed(
+        self, input_ids_BxT: jax.Array, attention_mask_BxT: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns the embeddings [B, T, D]; positions count the tokens that the mask shows."""
+        self._check_length(input_ids_BxT.shape[1])
+        if attention_mask_BxT is None:
+            attention_mask_BxT = jnp.ones_like(input_ids_BxT)
+        return self.embeddings(input_ids_BxT, positions(attention_mask_BxT))
+
+    def encode(
+        self,
+        input_ids_BxT: jax.Array,
+        attention_mask_BxT: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """Returns the hidden states before the head, [B, T, embed_size or D]."""
+        length = input_ids_BxT.shape[1]
+        mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
+        if attention_mask_BxT is not None:
+            mask = mask & attention_mask_BxT.astype(bool)[:, None, None, :]
+        x = self.embed(input_ids_BxT, attention_mask_BxT)
+        for layer in self.layers:
+            x = layer(x, mask, train=train)
+        return self._finish(x)
+
+    def __call__(
+        self,
+        input_ids_BxT: jax.Array,
+        attention_mask_BxT: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """Returns float32 logits [B, T, V]; those at t are for the token at t + 1.
+
+        Args:
+          input_ids_BxT: token ids; T at most `max_position_embeddings`.
+          attention_mask_BxT: 1 for a token, 0 for padding on either side; None shows all.
+          train: True applies dropout and needs a "dropout" rng.
+        """
+        return self.head(self.encode(input_ids_BxT, attention_mask_BxT, train=train))
+
+    def head(self, x: jax.Array) -> jax.Array:
+        """Hidden states before the head -> float32 logits [..., V]."""
+        quantized = self.config.head_quant is not None
+        return self.logits(self.embeddings.word.attend(x, quantized=quantized))
+
+    def loss(self, batch: dict[str, jax.Array], *, train: bool = False) -> Scores:
+        """Scores each token's prediction of the next one.
+
+        Args:
+          batch: `input_ids` and `labels` [B, T], not shifted (-100: no label), optionally
+            `attention_mask`.
+          train: as in `__call__`.
+        """
+        logits = self(batch["input_ids"], batch.get("attention_mask"), train=train)
+        # Shifting the labels instead of the logits copies no [B, T, V] array.
+        labels_BxT = jnp.pad(batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
+        return token_scores(logits, labels_BxT)
+
+    def extend(
+        self,
+        input_ids_BxT: jax.Array,
+        positions_BxT: jax.Array,
+        visible_BxS: jax.Array,
+        start: jax.Array,
+    ) -> jax.Array:
+        """Runs T further tokens at places start.. of the cache; logits of the last, [B, V].
+
+        Args:
+          input_ids_BxT: the tokens; the collection `cache` is from `empty_cache` and mutable.
+          positions_BxT: their positions from 0, -1 for padding.
+          visible_BxS: True for places of the cache that hold a token once these are written.
+          start: int32 scalar.
+        """
+        keys_S = jnp.arange(visible_BxS.shape[1])
+        places_T = start + jnp.arange(input_ids_BxT.shape[1])
+        mask = (keys_S <= places_T[:, None])[None, None] & visible_BxS[:, None, None, :]
+        x = self.embeddings(input_ids_BxT, positions_BxT)
+        for layer in self.layers:
+            x = layer(x, mask, train=False, cache_at=start)
+        return self.head(self._finish(x[:, -1:]))[:, 0]
+
+    def empty_cache(self, batch_size: int, length: int) -> dict:
+        """The collection `cache` for `extend`: zeros for `length` tokens of each sequence."""
+        self._check_length(length)
+        c = self.config
+        shape = (batch_size, length, c.num_heads, c.hidden_size // c.num_heads)
+        return {
+            f"layer_{i}": {
+                "attention": {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")}
+            }
+            for i in range(c.num_layers)
+        }
+
+    def example_batch(self) -> dict[str, jax.Array]:
+        """The smallest batch that the model can be initialised with."""
+        ids = jnp.zeros((1, 1), jnp.int32)
+        return {"input_ids": ids, "labels": ids}
+
+    def _finish(self, x: jax.Array) -> jax.Array:
+        if self.config.pre_layer_norm:
+            x = self.final_layer_norm(x)
+        return self.project_out(x) if self.config.projects else x
+
+    def _check_length(self, length: int) -> None:
+        known = self.config.max_position_embeddings
+        if length > known:  # the lookup would silently repeat the last position
+            raise UserError(f"the model has {known} positions, found sequences of {length} tokens.")
+
+
+def positions(attention_mask_BxT: jax.Array) -> jax.Array:
+    """Position of each token among the visible ones, from 0; -1 for padding."""
+    mask_BxT = attention_mask_BxT.astype(jnp.int32)
+    return jnp.cumsum(mask_BxT, axis=1) * mask_BxT - 1

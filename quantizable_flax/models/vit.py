@@ -1,0 +1,232 @@
+"""ViT for image classification: pre-LN, class token, erf GELU (arXiv 2010.11929)."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quantizable_flax.errors import UserError
+from quantizable_flax.models.layers import TransformerConfig
+from quantizable_flax.models.losses import Scores, class_scores, smooth_targets
+from quantizable_flax.models.metric import TOP1
+from quantizable_flax.models.mixing import mix
+from quantizable_flax.quantization.layers import partitioned_param
+from quantizable_flax.quantization.sites import Site, WeightSite
+
+gelu = functools.partial(nn.gelu, approximate=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig(TransformerConfig):
+    """Sizes and switches; the defaults are ViT-S/16. Sizes of images in pixels.
+
+    Attributes:
+      patch_layer_norm: a LayerNorm behind the patch embedding (arXiv 2306.12929, appendix B).
+      num_registers: learned tokens beside the class token, without position (arXiv 2309.16588).
+      pixel_mean: of each channel, subtracted from uint8 pixels brought to [0, 1].
+      pixel_std: what they are divided by then.
+      label_smoothing: share of a training label's mass that all classes get evenly.
+      mixup_alpha, cutmix_alpha, mix_probability, cutmix_share: see `models.mixing.mix`; 0 is off.
+    """
+
+    hidden_size: int = 384
+    num_heads: int = 6
+    intermediate_size: int = 1536
+    layer_norm_eps: float = 1e-6
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    image_size: int = 224
+    patch_size: int = 16
+    channels: int = 3
+    num_classes: int = 1000
+    patch_layer_norm: bool = False
+    num_registers: int = 0
+    pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    label_smoothing: float = 0.0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    mix_probability: float = 1.0
+    cutmix_share: float = 0.5
+
+    def __post_init__(self):
+        """Raises UserError for sizes that do not fit together."""
+        if self.patch_size < 1 or self.image_size % self.patch_size:
+            raise UserError(
+                "model.patch_size must divide model.image_size, found "
+                f"{self.patch_size} and {self.image_size}."
+            )
+        for name in ("pixel_mean", "pixel_std"):
+            if len(getattr(self, name)) != self.channels:
+                raise UserError(
+                    f"model.{name} must have one value for each of the {self.channels} channels, "
+                    f"found {getattr(self, name)}."
+                )
+        for name in ("label_smoothing", "mix_probability", "cutmix_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"model.{name} must be in [0, 1], found {getattr(self, name)}.")
+        for name in ("mixup_alpha", "cutmix_alpha", "num_registers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"model.{name} must not be negative, found {getattr(self, name)}.")
+
+    @property
+    def kernel_init(self):
+        """Truncated N(0, initializer_range) for every weight matrix and table."""
+        return nn.initializers.truncated_normal(self.initializer_range)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the sequence: class token, registers, patches."""
+        return 1 + self.num_registers + self.num_patches
+
+
+class VitEmbeddings(nn.Module):
+    """Patches through a Dense layer, class token, positions, registers.
+
+    A convolution with stride = kernel size is a matmul of flattened patches, and as such it is
+    quantized like every other one.
+    """
+
+    config: VitConfig
+
+    @nn.compact
+    def __call__(self, images_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+        """Normalised images -> [B, tokens, D]."""
+        c = self.config
+        patches_BxNxP = Site(c.quant, name="patches")(patches(images_BxHxWxC, c.patch_size))
+        x = c.dense(c.hidden_size, (None, "embed"), name="patch_embedding")(patches_BxNxP)
+        if c.patch_layer_norm:
+            x = c.layer_norm(name="patch_layer_norm")(x)
+        batch = (x.shape[0],)
+        cls = self._table("cls_token", 1)
+        x = jnp.concatenate([jnp.broadcast_to(cls, batch + cls.shape), x], axis=1)
+        x = x + self._table("position_table", 1 + c.num_patches)
+        if c.num_registers:
+            # Behind the class token and without a position, as in DINOv2.
+            registers = self._table("register_tokens", c.num_registers)
+            registers = jnp.broadcast_to(registers, batch + registers.shape)
+            x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
+        x = Site(c.quant, name="sum")(x)
+        return nn.Dropout(c.hidden_dropout, deterministic=not train)(x)
+
+    def _table(self, name: str, rows: int) -> jax.Array:
+        c = self.config
+        table = partitioned_param(self, name, c.kernel_init, (rows, c.hidden_size), (None, "embed"))
+        return WeightSite(c.quant, name=f"{name}_weight")(table).astype(c.dtype)
+
+
+class VitLayer(nn.Module):
+    """LayerNorm, attention, residual sum; LayerNorm, FFN, residual sum."""
+
+    config: VitConfig
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array, *, train: bool = False) -> jax.Array:
+        """Returns [B, T, D]."""
+        c = self.config
+        y = c.layer_norm(name="attention_layer_norm")(x_BxTxD)
+        y = c.attention(name="attention")(y, train=train)
+        x_BxTxD = self._add("attention", x_BxTxD, y, train)
+        y = c.layer_norm(name="ffn_layer_norm")(x_BxTxD)
+        y = c.dense(c.intermediate_size, ("embed", "mlp"), activation=gelu, name="ffn_in")(y)
+        y = nn.Dropout(c.hidden_dropout, deterministic=not train)(y)
+        y = c.dense(c.hidden_size, ("mlp", "embed"), name="ffn_out")(y)
+        return self._add("ffn", x_BxTxD, y, train)
+
+    def _add(self, block: str, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
+        y = nn.Dropout(self.config.hidden_dropout, deterministic=not train)(y)
+        return Site(self.config.quant, name=f"{block}_residual")(x + y)
+
+
+class VitForImageClassification(nn.Module):
+    """The whole model; `loss` is what training and evaluation call."""
+
+    config: VitConfig
+    metric = TOP1
+    quantizable_head = True
+
+    def setup(self):
+        """Declares embeddings, layers and head."""
+        c = self.config
+        self.embeddings = VitEmbeddings(c)
+        self.layers = [VitLayer(c, name=f"layer_{i}") for i in range(c.num_layers)]
+        self.final_layer_norm = c.layer_norm(final=True)
+        self.head = c.dense(c.num_classes, ("embed", None), quant=c.head_quant)
+
+    def normalise(self, images_BxHxWxC: jax.Array) -> jax.Array:
+        """uint8 pixels -> `(pixels / 255 - pixel_mean) / pixel_std`; floats are taken as they are.
+
+        Raises:
+          UserError: images of another size than the model's.
+        """
+        c = self.config
+        expected = (c.image_size, c.image_size, c.channels)
+        if images_BxHxWxC.shape[1:] != expected:
+            raise UserError(
+                f"images must have shape [batch, {', '.join(map(str, expected))}] (height, width, "
+                f"channels), found {list(images_BxHxWxC.shape)}."
+            )
+        if images_BxHxWxC.dtype != jnp.uint8:
+            return images_BxHxWxC.astype(c.dtype)
+        mean, std = jnp.asarray(c.pixel_mean), jnp.asarray(c.pixel_std)
+        return ((images_BxHxWxC / 255.0 - mean) / std).astype(c.dtype)
+
+    def encode(self, images_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:
+        """Images, as `__call__` takes them -> hidden states behind the last LayerNorm [B, T, D]."""
+        x = self.embeddings(self.normalise(images_BxHxWxC), train=train)
+        for layer in self.layers:
+            x = layer(x, train=train)
+        return self.final_layer_norm(x)
+
+    def __call__(self, images_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:
+        """Returns float32 logits [B, num_classes].
+
+        Args:
+          images_BxHxWxC: uint8 pixels, or floats that are normalised already.
+          train: True applies dropout and needs a "dropout" rng.
+        """
+        return self.head(self.encode(images_BxHxWxC, train=train)[:, 0]).astype(jnp.float32)
+
+    def loss(self, batch: dict[str, jax.Array], *, train: bool = False) -> Scores:
+        """Scores the labels; label smoothing, Mixup and CutMix in training alone.
+
+        Args:
+          batch: `images` as in `__call__`, `labels` int32 [B].
+          train: needs a "dropout" rng, which the mixing draws from too.
+        """
+        c, images, labels_B = self.config, batch["images"], batch["labels"]
+        smoothing = c.label_smoothing if train else 0.0
+        targets = smooth_targets(labels_B, c.num_classes, smoothing)
+        if train and (c.mixup_alpha or c.cutmix_alpha):
+            images, own = mix(
+                self.normalise(images),
+                self.make_rng("dropout"),
+                mixup_alpha=c.mixup_alpha,
+                cutmix_alpha=c.cutmix_alpha,
+                cutmix_share=c.cutmix_share,
+                probability=c.mix_probability,
+            )
+            targets = own * targets + (1.0 - own) * targets[::-1]
+        return class_scores(self(images, train=train), targets, labels_B)
+
+    def example_batch(self) -> dict[str, jax.Array]:
+        """The smallest batch that the model can be initialised with."""
+        c = self.config
+        images = jnp.zeros((1, c.image_size, c.image_size, c.channels), jnp.uint8)
+        return {"images": images, "labels": jnp.zeros((1,), jnp.int32)}
+
+
+def patches(images_BxHxWxC: jax.Array, size: int) -> jax.Array:
+    """Cuts images into flattened size x size patches, row by row: [B, N, size * size * C]."""
+    batch, height, width, channels = images_BxHxWxC.shape
+    x = images_BxHxWxC.reshape(batch, height // size, size, width // size, size, channels).swapaxes(
+        2, 3
+    )
+    return x.reshape(batch, -1, size * size * channels)

@@ -1,0 +1,141 @@
+"""Worker processes change nothing but the speed, and end with what started them."""
+
+import gc
+import itertools
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantizable_flax.data import Task, eval_batches, train_iterator
+from quantizable_flax.errors import UserError
+
+from .batches import assert_same, take
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import os, signal
+from quantizable_flax.data import train_iterator
+from tests.data.test_workers import Numbers
+if __name__ == "__main__":
+    batches = train_iterator(Numbers(), batch_size=4, seed=0, workers=2)
+    next(batches)
+    signal.signal(signal.SIGINT, lambda *_: print("asked to stop", flush=True))
+    os.killpg(os.getpgid(0), signal.SIGINT)
+    print(sum(int(next(batches)["y"].sum()) for _ in range(29)), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+class Numbers(Task):
+    """Large enough for shared memory; one number fails where it is asked to."""
+
+    unit = "numbers"
+    assets = {}  # noqa: RUF012
+
+    def __init__(self, broken=None):
+        self._broken = broken
+
+    def source(self, split):
+        return range(40)
+
+    def transform(self, *, train):
+        return self._example
+
+    def _example(self, number):
+        if number == self._broken:
+            raise UserError(f"found the broken number {number}; take another")
+        return {"x": np.full((64, 64), number), "y": np.int32(number)}
+
+
+@pytest.fixture(autouse=True)
+def _no_process_stays():
+    yield
+    gc.collect()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("workers", "family", "host"), [(1, "bert", (0, 1)), (2, "opt", (1, 2))])
+def test_training_batches_and_restarts_are_the_same(
+    text_config, make_text_task, workers, family, host
+):
+    task = make_text_task(text_config(family))
+    options = {"batch_size": 12, "seed": 5, "process_index": host[0], "process_count": host[1]}
+    alone = train_iterator(task, **options)
+    take(alone, 4)
+    batches = train_iterator(task, workers=workers, **options)
+    batches.set_state(alone.get_state())
+    found = take(batches, 5)
+    assert batches.get_state() == {"next_index": 9}
+    batches.close()
+    assert not multiprocessing.active_children()
+    for left, right in zip(found, take(alone, 5), strict=True):
+        assert_same(left, right)
+    alone.set_state({"next_index": 4})
+    assert_same(next(alone), found[0])
+
+
+def test_evaluation_batches_are_the_same(text_config, make_text_task):
+    task = make_text_task(text_config())
+    expected = list(eval_batches(task, batch_size=7))
+    batches = eval_batches(task, batch_size=7, workers=2)
+    found = list(batches)
+    assert len(found) == len(batches) == len(expected) > 2
+    for left, right in zip(found, expected, strict=True):
+        assert_same(left, right)
+
+
+def test_an_evaluation_that_is_left_early_ends_its_workers():
+    batches = iter(eval_batches(Numbers(), batch_size=2, workers=1))
+    first = next(batches)
+    assert len(multiprocessing.active_children()) == 1
+    batches.close()
+    assert not multiprocessing.active_children()
+    # What a worker made is no memory of the worker.
+    assert (first["x"][1] == 1).all()
+    assert all(array.flags.owndata and array.flags.writeable for array in first.values())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_in_the_data_reaches_the_caller(workers):
+    batches = eval_batches(Numbers(broken=9), batch_size=4, workers=workers)
+    with pytest.raises(UserError) as caught:
+        list(batches)
+    assert str(caught.value) == "found the broken number 9; take another"
+
+
+def members(group):
+    """Returns the processes of a group that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # It has just ended.
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def test_workers_live_through_ctrl_c_and_end_with_a_killed_program():
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "asked to stop\n"
+    numbers = itertools.islice(train_iterator(Numbers(), batch_size=4, seed=0), 1, 30)
+    assert int(process.stdout.readline()) == sum(int(batch["y"].sum()) for batch in numbers)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert members(process.pid) == []
+    process.stdout.close()
