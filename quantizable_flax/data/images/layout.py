@@ -1,0 +1,146 @@
+"""Which image belongs to which class and split: `class/image` or `split/class/image`."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from quantizable_flax.data.images.containers import Container, Entry
+from quantizable_flax.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+TRAIN_SPLITS = ("train",)
+# In the order in which one of them is taken for validation.
+VALIDATION_SPLITS = ("validation", "val", "valid", "test")
+SPLITS = TRAIN_SPLITS + VALIDATION_SPLITS
+_NO_SPLIT = ""
+
+
+class ImageFile(NamedTuple):
+    """An image in a container."""
+
+    container: int
+    entry: Entry
+
+    @property
+    def key(self) -> str:
+        """`class/file`, wherever it lies."""
+        return "/".join(self.entry.name.rsplit("/", 2)[-2:])
+
+
+class _Contents(NamedTuple):
+    """The images, the folders and, by folder, a file that is no image."""
+
+    images: list[Entry]
+    folders: set[str]
+    others: dict[str, str]
+
+
+Classes = dict[str, list[ImageFile]]
+
+
+def read_layout(containers: list[Container]) -> dict[str, Classes]:
+    """Returns the images of all containers by split ("" where there are none) and class.
+
+    Folders above a whole dataset, as many tars have one, make no difference.
+
+    Raises:
+      UserError: a container in neither layout, a class without images, or mixed layouts.
+    """
+    splits: dict[str, Classes] = {}
+    empty: list[tuple[str, str, UserError]] = []
+    for number, container in enumerate(containers):
+        contents = _contents(container)
+        roots = _roots(container, contents)
+        for entry in contents.images:
+            root, name, _ = _parts(entry.name)
+            if name:
+                images = splits.setdefault(roots[root], {}).setdefault(name, [])
+                images.append(ImageFile(number, entry))
+        empty += _empty_folders(container, contents, roots)
+    for split, name, error in empty:
+        if not splits.get(split, {}).get(name):  # Another container may hold them.
+            raise error
+    if _NO_SPLIT in splits and len(splits) > 1:
+        raise UserError(
+            "expected one layout in all files, found class/image next to split/class/image in "
+            f"{', '.join(container.path for container in containers)}; name files of one layout"
+        )
+    return splits
+
+
+def _contents(container: Container) -> _Contents:
+    contents = _Contents([], set(), {})
+    for entry in container.entries():
+        if any(part.startswith(".") or part == "__MACOSX" for part in entry.name.split("/")):
+            continue
+        folder, _, name = entry.name.rpartition("/")
+        # Tars need not list their folders.
+        contents.folders.update(_prefixes(folder))
+        if entry.name.lower().endswith(EXTENSIONS):
+            contents.images.append(entry)
+        elif name:
+            contents.others[folder] = min(name, contents.others.get(folder, name))
+    return contents
+
+
+def _prefixes(folder: str) -> Iterator[str]:
+    while folder:
+        yield folder
+        folder = folder.rpartition("/")[0]
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """Returns the folder of the classes, the class and the file name of an image."""
+    folder, _, file = name.rpartition("/")
+    root, _, class_name = folder.rpartition("/")
+    return root, class_name, file
+
+
+def _roots(container: Container, contents: _Contents) -> dict[str, str]:
+    """Returns the folders that hold class folders, each with its split."""
+    samples: dict[str, str] = {}
+    for entry in contents.images:
+        if "/" in entry.name:
+            root = _parts(entry.name)[0]
+            samples[root] = min(entry.name, samples.get(root, entry.name))
+    wanted = (
+        f"expected the images of {container.path} as class/image or, in splits named "
+        f"{', '.join(SPLITS)}, as split/class/image"
+    )
+    if not samples:
+        if contents.folders:
+            raise _no_images(container, min(contents.folders), contents.others)
+        found = f"{contents.images[0].name} directly in it" if contents.images else "no image"
+        raise UserError(f"{wanted}, found {found}; make a folder for each class")
+    tops = {root.rpartition("/")[0] for root in samples}
+    if len(tops) == 1 and all(root.rpartition("/")[2] in SPLITS for root in samples):
+        top = f"{tops.pop()}/".lstrip("/")
+        roots = {top + split: split for split in SPLITS if top + split in contents.folders}
+        for root in sorted(roots.keys() - samples.keys()):
+            below = [folder for folder in contents.folders if folder.startswith(root + "/")]
+            raise _no_images(container, min(below, default=root), contents.others)
+        return roots
+    if len(samples) > 1:
+        found = " and ".join(samples[root] for root in sorted(samples)[:2])
+        raise UserError(f"{wanted}, found {found}; move or remove some of them")
+    return dict.fromkeys(samples, _NO_SPLIT)
+
+
+def _empty_folders(
+    container: Container, contents: _Contents, roots: dict[str, str]
+) -> list[tuple[str, str, UserError]]:
+    """Returns split, class and message for every class folder without an image."""
+    filled = {entry.name.rpartition("/")[0] for entry in contents.images}
+    empty = []
+    for folder in sorted(contents.folders - filled):
+        root, _, name = folder.rpartition("/")
+        if root in roots:
+            empty.append((roots[root], name, _no_images(container, folder, contents.others)))
+    return empty
+
+
+def _no_images(container: Container, folder: str, others: dict[str, str]) -> UserError:
+    found = f"only files such as {others[folder]}" if folder in others else "none"
+    return UserError(
+        f"expected images ({', '.join(EXTENSIONS)}) in the class folder "
+        f"{container.describe(folder)}, found {found}; add images or remove the folder"
+    )

@@ -1,0 +1,91 @@
+"""The images of the configured source, split into training and validation."""
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from ml_collections import ConfigDict
+
+from quantizable_flax.data.images.digits import open_digits
+from quantizable_flax.data.images.files import FileDataset, expand
+from quantizable_flax.data.images.pool import Pool
+from quantizable_flax.data.images.tfds_images import TfdsDataset
+from quantizable_flax.errors import UserError, nearest
+
+_NAMES = ("auto", "embedded", "folder")
+_TFDS = "tfds:"
+
+
+class Dataset(Protocol):
+    """Images to train on, and perhaps some to validate on."""
+
+    has_validation: bool
+
+    def train(self) -> Pool:
+        """Returns the images that are not set aside for validation."""
+        ...
+
+    def validation(self) -> Pool:
+        """Returns the images for validation, where `has_validation`."""
+        ...
+
+
+class _DigitDataset:
+    has_validation = False
+    train = staticmethod(open_digits)
+    validation = staticmethod(open_digits)
+
+
+def opener(config: ConfigDict) -> Callable[[], Dataset]:
+    """Returns what opens the data that `config.data.source` names.
+
+    Raises:
+      UserError: an unknown source, or fields that contradict it.
+    """
+    data = config.data
+    name = str(data.source)
+    if name == "auto":
+        name = "folder" if data.files else "embedded"
+    is_tfds = name.startswith(_TFDS) and len(name) > len(_TFDS)
+    if name not in _NAMES and not is_tfds:
+        raise UserError(
+            f"expected data.source among {', '.join(_NAMES)} and {_TFDS}NAME, found {name!r}"
+            f"{nearest(name, (*_NAMES, _TFDS))}; choose one of them"
+        )
+    if name != "folder" and data.files:
+        raise UserError(
+            f"expected data.files to be empty for data.source={name!r}, found {data.files!r}; "
+            "leave one of them out"
+        )
+    if is_tfds:
+        return lambda: TfdsDataset(name[len(_TFDS) :], data, config.model.num_classes)
+    if name == "embedded":
+        return _DigitDataset
+    return lambda: _open_files(data)
+
+
+def _open_files(data: ConfigDict) -> FileDataset:
+    if not data.files:
+        raise UserError(
+            "expected data.files for data.source='folder', found it empty; set it to folders "
+            "or tars of images, or data.source to 'embedded'"
+        )
+    return FileDataset(data.files, "data.files")
+
+
+def open_validation_files(data: ConfigDict) -> Pool:
+    """Returns the images of data.validation_files.
+
+    Raises:
+      UserError: files that cannot be read, or that are also in data.files.
+    """
+    files = FileDataset(data.validation_files, "data.validation_files")
+    if data.files:
+        train = map(os.path.realpath, expand(data.files, "data.files"))
+        shared = set(map(os.path.realpath, files.paths)) & set(train)
+        if shared:
+            raise UserError(
+                f"expected different files for training and validation, found {min(shared)} in "
+                "both; take it out of data.files or of data.validation_files"
+            )
+    return files.validation()

@@ -1,0 +1,129 @@
+"""Classification of images, as a task of the data package."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from quantizable_flax.data.images.augment import AugmentImage, PrepareImage, make_recipe
+from quantizable_flax.data.images.pool import Pool
+from quantizable_flax.data.images.sources import Dataset, open_validation_files, opener
+from quantizable_flax.data.task import SPLITS, Source, Task, Transform
+from quantizable_flax.errors import UserError, nearest
+
+
+class ImageTask(Task):
+    """Examples {"images": uint8 [S, S, C], "labels": int32}; fillers are black and of class 0.
+
+    Args:
+      config: a whole configuration; its `data` and `model` are used.
+      assets: those of a checkpoint, {"classes": names}; without them the training data decide.
+
+    Raises:
+      UserError: a setting out of range; the data are opened at first use.
+    """
+
+    unit = "images"
+
+    def __init__(self, config: ConfigDict, assets: Mapping[str, Any] | None = None):
+        self._data, self._num_classes = config.data, config.model.num_classes
+        self._recipe = make_recipe(config)
+        self._open = opener(config)
+        self._fraction = _fraction(config.data)
+        self._known: tuple[str, ...] | None = None
+        if assets is not None:
+            self._known = _classes_of(assets)
+            self._check_count(self._known)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The name of each label."""
+        return self._train.classes if self._known is None else self._known
+
+    @property
+    def assets(self) -> dict[str, Any]:
+        """The names of the classes, in the order of the labels."""
+        return {"classes": list(self.classes)}
+
+    def source(self, split: str) -> Source:
+        """Returns the labelled, still encoded images of "train" or "validation".
+
+        Raises:
+          UserError: another split, data that cannot be read, or classes that do not fit.
+        """
+        if split == "train":
+            shares = not (self._data.validation_files or self._dataset.has_validation)
+            return self._train.share(self._fraction, split) if shares else self._train.source
+        if split != "validation":
+            raise UserError(
+                f"expected a split among {', '.join(SPLITS)}, found {split!r}"
+                f"{nearest(split, SPLITS)}"
+            )
+        if self._data.validation_files:
+            return self._validation(open_validation_files(self._data))
+        if self._dataset.has_validation:
+            return self._validation(self._dataset.validation())
+        return self._train.share(self._fraction, split)
+
+    def transform(self, *, train: bool) -> Transform:
+        """Returns the augmentation of training, or the resize and centre crop of evaluation."""
+        return AugmentImage(self._recipe) if train else PrepareImage(self._recipe)
+
+    @functools.cached_property
+    def _dataset(self) -> Dataset:
+        return self._open()
+
+    @functools.cached_property
+    def _train(self) -> Pool:
+        pool = self._dataset.train()
+        self._check_count(pool.classes)
+        if self._known is not None and pool.classes != self._known:
+            raise UserError(
+                "expected the classes of the checkpoint in the data, found "
+                f"{_difference(self._known, pool.classes)}; use the data that it was trained on"
+            )
+        return pool
+
+    def _validation(self, pool: Pool) -> Source:
+        known = set(self.classes)
+        unknown = [name for name in pool.classes if name not in known]
+        if unknown:
+            raise UserError(
+                f"expected only classes of the training data for validation, found {unknown[0]!r}"
+                f"{nearest(unknown[0], self.classes)}; rename its folder or remove it"
+            )
+        return pool.relabelled(self.classes)
+
+    def _check_count(self, classes: Sequence[str]) -> None:
+        if len(classes) != self._num_classes:
+            raise UserError(
+                f"expected as many classes as model.num_classes, found {len(classes)} classes, "
+                f"model.num_classes is {self._num_classes}; set model.num_classes={len(classes)}"
+            )
+
+
+def _difference(wanted: Sequence[str], found: Sequence[str]) -> str:
+    if len(wanted) != len(found):
+        return f"{len(found)} instead of {len(wanted)}"
+    label = next(i for i, pair in enumerate(zip(wanted, found, strict=True)) if pair[0] != pair[1])
+    return f"label {label} is {found[label]!r} instead of {wanted[label]!r}"
+
+
+def _classes_of(assets: Mapping[str, Any]) -> tuple[str, ...]:
+    classes = assets.get("classes")
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
+        raise UserError(
+            "expected the names of the classes in the assets of an image checkpoint, found "
+            f"{', '.join(sorted(assets)) or 'nothing'}; use a checkpoint of an image model"
+        )
+    return tuple(classes)
+
+
+def _fraction(data: ConfigDict) -> float:
+    fraction = data.validation_fraction
+    if not 0 <= fraction < 1:
+        raise UserError(
+            f"expected data.validation_fraction in [0, 1), found {fraction}; the default is 0.05"
+        )
+    return float(fraction)
