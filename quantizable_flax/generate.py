@@ -1,0 +1,75 @@
+"""Continues text: python -m quantizable_flax.generate --workdir=RUN --prompt="The file is"."""
+
+from absl import flags
+
+from quantizable_flax import cli
+from quantizable_flax.data import make_task
+from quantizable_flax.errors import UserError
+from quantizable_flax.generation import Sampling, generate
+from quantizable_flax.loading import Run, load_run
+
+
+def define_flags() -> None:
+    """Declares the flags; not on import, for this is a package and others have flags too."""
+    flags.DEFINE_string("workdir", None, "A run of OPT.")
+    flags.DEFINE_multi_string("prompt", [], "Text to continue; give it several times for several.")
+    flags.DEFINE_integer("max_new_tokens", 64, "At most so many tokens per prompt.")
+    flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token, above 0 samples.")
+    flags.DEFINE_integer("top_k", 0, "Sample among the k most likely tokens, 0: all.")
+    flags.DEFINE_float("top_p", 1.0, "Sample among the likely tokens with this probability.")
+    flags.DEFINE_integer("seed", 0, "Of the sampling.")
+
+
+def continuations(
+    run: Run, prompts: list[str], *, max_new_tokens: int, sampling: Sampling, seed: int = 0
+) -> list[str]:
+    """Returns each prompt with its continuation.
+
+    Args:
+      run: from `load_run`.
+      prompts: texts; an empty one begins a document.
+      max_new_tokens: at most so many per prompt.
+      sampling: how tokens are drawn.
+      seed: of the sampling.
+
+    Raises:
+      UserError: as `generate`.
+    """
+    if not hasattr(run.model, "empty_cache"):
+        raise UserError(
+            f"text generation needs a causal model (OPT), found {type(run.model).__name__}."
+        )
+    tokenizer = make_task(run.config, run.assets).tokenizer  # type: ignore[attr-defined]
+    ids = [[*tokenizer.prefix_ids, *text] for text in tokenizer.encode_batch(prompts)]
+    new = generate(
+        run.model,
+        run.params,
+        ids,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        eos_id=tokenizer.prefix_ids[0],  # the start of the next document ends this one
+        seed=seed,
+    )
+    skipped = len(tokenizer.prefix_ids)
+    return [tokenizer.decode(old[skipped:] + more) for old, more in zip(ids, new, strict=True)]
+
+
+def main(arguments: list[str]) -> None:
+    """Prints each prompt with its continuation."""
+    cli.reject_rest(arguments)
+    values = flags.FLAGS
+    run = load_run(cli.required("workdir", values.workdir))
+    sampling = Sampling(values.temperature, values.top_k, values.top_p)
+    for text in continuations(
+        run,
+        cli.required("prompt", values.prompt),
+        max_new_tokens=values.max_new_tokens,
+        sampling=sampling,
+        seed=values.seed,
+    ):
+        print(text)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
