@@ -6,21 +6,41 @@ STAMP := $(VENV)/.installed
 VARIANTS := vanilla clipped gated
 DEMO := runs/demo
 
-.PHONY: demo test lint types soak clean
+.PHONY: demo demo-opt demo-vit demo-all test lint types soak clean
 
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-# Trains vanilla, clipped and gated BERT on embedded text, evaluates FP and INT8, draws the report.
+# Trains vanilla, clipped and gated on embedded data, evaluates FP and INT8, draws the report: BERT
+# on text, OPT on text, ViT on handwritten digits. A second call continues where the first stopped.
+train = for variant in $(VARIANTS); do \
+  $(BIN)/python train.py --config=configs/$(1).py:$$variant --workdir=$(2)/$$variant || exit $$?; \
+done
+evaluate = $(BIN)/python eval.py --quant=w8a8,w6a6 $(foreach run,$(1),--workdir=$(run)) \
+  --json=$(2)/results.json --markdown=$(2)/results.md --report=$(2)/report.html \
+  && echo "Wrote $(2)/results.json and $(2)/report.html"
+runs = $(foreach variant,$(VARIANTS),$(1)/$(variant))
+
 demo: $(STAMP)
-	@for variant in $(VARIANTS); do \
-	  $(BIN)/python train.py --config=configs/quickstart.py:$$variant --workdir=$(DEMO)/$$variant || exit $$?; \
-	done
-	@$(BIN)/python eval.py $(foreach v,$(VARIANTS),--workdir=$(DEMO)/$(v)) --quant=w8a8,w6a6 \
-	  --json=$(DEMO)/results.json --markdown=$(DEMO)/results.md --report=$(DEMO)/report.html
-	@echo "Wrote $(DEMO)/results.json and $(DEMO)/report.html"
+	@$(call train,quickstart,$(DEMO))
+	@$(call evaluate,$(call runs,$(DEMO)),$(DEMO))
+
+demo-opt: $(STAMP)
+	@$(call train,opt_tiny,$(DEMO)-opt)
+	@$(call evaluate,$(call runs,$(DEMO)-opt),$(DEMO)-opt)
+
+demo-vit: $(STAMP)
+	@$(call train,vit_digits,$(DEMO)-vit)
+	@$(call evaluate,$(call runs,$(DEMO)-vit),$(DEMO)-vit)
+
+# All nine models in one table.
+demo-all: $(STAMP)
+	@$(call train,quickstart,$(DEMO))
+	@$(call train,opt_tiny,$(DEMO)-opt)
+	@$(call train,vit_digits,$(DEMO)-vit)
+	@$(call evaluate,$(foreach d,$(DEMO) $(DEMO)-opt $(DEMO)-vit,$(call runs,$(d))),$(DEMO)-all)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
