@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,28 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from quantizable_flax import default_config
+from quantizable_flax.models.registry import with_config
 
 TESTS = Path(__file__).parent
 FULL = TESTS.parent.parent / "shared" / "goldens" / "open"
 SUBSET = TESTS / "goldens"
-SIZES = {
+TEXT_SIZES = {
     "hidden_size": "hidden_size",
     "heads": "num_heads",
     "layers": "num_layers",
     "ffn": "intermediate_size",
     "vocab": "vocab_size",
+}
+VIT_SIZES = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "intermediate_size": "intermediate_size",
+    "num_channels": "channels",
+    "num_labels": "num_classes",
+    "layer_norm_eps": "layer_norm_eps",
 }
 
 
@@ -84,15 +97,80 @@ def attention_options(original: dict[str, Any], head_size: int) -> dict[str, Any
 
 def bert_config(original: dict[str, Any]) -> ConfigDict:
     """Returns our configuration of a golden BERT; `original` is the file's config."""
-    config = default_config()
-    for theirs, ours in SIZES.items():
+    config = default_config("bert")
+    _set_text_sizes(config, original)
+    return config
+
+
+def opt_config(original: dict[str, Any]) -> ConfigDict:
+    """Returns our configuration of a golden OPT; `original` is the file's config."""
+    config = default_config("opt")
+    _set_text_sizes(config, original)
+    config.model.pre_layer_norm = original.get("pre_ln", True)
+    if "proj" in original:
+        config.model.embed_size = original["proj"]
+    return config
+
+
+def _set_text_sizes(config: ConfigDict, original: dict[str, Any]) -> None:
+    for theirs, ours in TEXT_SIZES.items():
         config.model[ours] = original[theirs]
     config.model.max_position_embeddings = 64
     config.model.pad_token_id = original["pad_id"]
     config.data.seq_len = original["seq"]
     head_size = original["hidden_size"] // original["heads"]
     config.model.attention.update(attention_options(original["attention"], head_size))
+
+
+def vit_config(original: dict[str, Any]) -> ConfigDict:
+    """Returns our configuration of a golden ViT; `original` is the file's config."""
+    config = default_config("vit")
+    for theirs, ours in VIT_SIZES.items():
+        config.model[ours] = original[theirs]
+    attention = config.model.attention
+    if original["attention"] == "clipped":
+        stretch = {key: original[key] for key in ("gamma", "zeta")}
+        attention.update({"softmax": "clipped", **stretch})
+    if original["attention"] == "gated":
+        assert original["gate"] == "linear per token"
+        attention.update({"gate": "linear", "gate_pi_init": original["gate_init"]})
     return config
+
+
+CONFIGS = {"bert": bert_config, "opt": opt_config, "vit": vit_config}
+INPUTS = {
+    "bert": ("input_ids", "attention_mask", "token_type_ids"),
+    "opt": ("input_ids", "attention_mask"),
+    "vit": ("images",),
+}
+
+
+def config_of(file: Golden) -> ConfigDict:
+    """Returns our configuration of the golden model of any family."""
+    return CONFIGS[file.config["arch"]](file.config)
+
+
+def as_in_the_original(model):
+    """Returns an OPT whose padded queries, which see no key, come out as in the original."""
+    softmax_fn = original_opt_softmax(model.config.softmax_fn)
+    return with_config(model, softmax_fn=softmax_fn)
+
+
+def original_opt_softmax(softmax_fn):
+    """The softmax behind the original OPT's mask: rows that see no key are uniform, not 0.
+
+    The original adds the lowest float for padding, again for later tokens, and bounds the sum by
+    that number. A bound has half a gradient where it is met, and so has `jnp.maximum`.
+    """
+
+    def masked(scores, mask):
+        lowest, length = jnp.finfo(jnp.float32).min, scores.shape[-1]
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        shown = jnp.diagonal(mask, axis1=-2, axis2=-1)[..., None, :]  # a token sees itself
+        added = jnp.where(causal, 0.0, lowest) + jnp.where(shown, 0.0, lowest)
+        return softmax_fn(jnp.maximum(scores + added, lowest), None)
+
+    return masked
 
 
 def deviation(actual: jax.Array, expected: np.ndarray) -> float:
@@ -102,7 +180,25 @@ def deviation(actual: jax.Array, expected: np.ndarray) -> float:
     return float(np.max(np.abs(actual - expected)) / np.max(np.abs(expected)))
 
 
+def pairs(actual, expected) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yields (path, leaf, leaf) of two trees of the same structure."""
+    for (path, x), y in zip(
+        jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(x), np.asarray(y)
+
+
+def is_key_bias(path: str) -> bool:
+    """Whether the exact gradient is 0: a key bias moves all scores of a row alike.
+
+    Both sides hold rounding noise then, which only its absolute size can judge.
+    """
+    return path.endswith("key/bias")
+
+
 def batch_of(file: Golden, index: int | None = None) -> dict[str, jax.Array]:
     """Returns the golden batch `in/*`, or the index-th of several stacked ones."""
     arrays = file.group("in")
+    if "pixel_values" in arrays:  # [B, C, H, W] there
+        arrays["images"] = arrays.pop("pixel_values").transpose(0, 2, 3, 1)
     return {key: jnp.asarray(x if index is None else x[index]) for key, x in arrays.items()}

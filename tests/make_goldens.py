@@ -1,10 +1,11 @@
 """Cuts the committed subset out of the full golden set: python tests/make_goldens.py FULL_FOLDER.
 
 The full set comes from the original PyTorch implementation (see tests/goldens/README.md). Weights
-do not compress, so the subset holds one whole trained model and one small training run; all other
-models are tested where the full set lies next to the repository.
+do not compress, so the subset holds one whole model and one small training run of a family (ViT: a
+model alone); all others are tested where the full set lies next to the repository.
 """
 
+import functools
 import json
 import re
 import sys
@@ -14,17 +15,16 @@ from pathlib import Path
 import numpy as np
 
 SUBSET = Path(__file__).parent / "goldens"
-VARIANTS = (
+BERT_VARIANTS = (
     "vanilla",
     "clipped_alpha",
     "uncond_ft",
-    "cond_head_linear",
-    "cond_tok_linear_clipped",
     "cond_tok_mlp_ft",
-    "cond_tok_mlp2",
     "cond_tok_allfeat",
 )
-QUANT_CASES = ("w8a8_minmax", "w6a6_mse", "w4a8_mse", "w8a8_p99.9", "w8_only", "a8_only")
+OPT_VARIANTS = ("cond_head_linear", "cond_tok_linear_clipped")
+BERT_QUANT = ("w8a8_minmax", "w6a6_mse", "w4a8_mse", "w8a8_p99.9", "w8_only", "a8_only")
+OPT_QUANT = ("w8a8_minmax", "w6a6_mse", "w8a8_mse_int16_final_LN")
 SITE_FIELDS = ("name", "kind", "n_bits", "on", "x_min", "x_max")
 RANGE_CASES = r"current.*|running.*|mse_grid_sym\d.*"
 
@@ -47,9 +47,9 @@ def cut_softmax(arrays, config):
     return {key: x[:2, :1] for key, x in arrays.items()}, config
 
 
-def cut_attention(arrays, config):
-    """VARIANTS; without the gradients of the projections' matrices and most probabilities."""
-    names = "|".join(VARIANTS)
+def cut_attention(variants, arrays, config):
+    """Some variants; without the gradients of the projections' matrices and most probabilities."""
+    names = "|".join(variants)
     key = rf"in/.*|({names})/(w/.*|out/(?!attn_probs).*|grad_hidden|grad/(alpha|.*bias).*)"
     return matching(arrays, rf"{key}|vanilla/out/.*"), only(config, "variants", names)
 
@@ -61,14 +61,14 @@ def cut_model(arrays, config):
     }, config
 
 
-def cut_metrics(arrays, config):
-    """Everything."""
-    return arrays, config
+def cut_metrics(model, arrays, config):
+    """The one model, and the function alone."""
+    return matching(arrays, rf"({model}|kurtosis.*)/.*"), only(config, "metrics", model)
 
 
-def cut_quant(arrays, config):
-    """QUANT_CASES; logits of eight tokens, of w8a8_minmax and fp only."""
-    names = "|".join(re.escape(name) for name in QUANT_CASES)
+def cut_quant(cases, arrays, config):
+    """Some cases; logits of eight tokens, of w8a8_minmax and fp only."""
+    names = "|".join(re.escape(name) for name in cases)
     config = only(only(config, "cases", names), "sites", names)
     for name, sites in config["sites"].items():
         config["sites"][name] = [{field: site[field] for field in SITE_FIELDS} for site in sites]
@@ -98,19 +98,26 @@ def cut_ranges(arrays, config):
 
 def cut_train(arrays, config):
     """Without most of the final matrices."""
-    left_out = r".*word_embeddings|.*(key|value|dense)\.weight"
+    left_out = r".*(word_embeddings|position_embeddings|embed_tokens|embed_positions)|"
+    left_out += r".*(key|value|dense|[kv]_proj|out_proj|fc[12])\.weight"
     return matching(arrays, rf"(in|w0|out)/.*|w1/(?!{left_out}).*"), config
 
 
 CUTS: dict[str, Cut] = {
     "softmax": cut_softmax,
-    "attention_bert": cut_attention,
+    "attention_bert": functools.partial(cut_attention, BERT_VARIANTS),
+    "attention_opt": functools.partial(cut_attention, OPT_VARIANTS),
     "model_bert_vanilla": cut_model,
-    "metrics_bert": cut_metrics,
-    "quant_bert_vanilla": cut_quant,
+    "model_opt_vanilla": cut_model,
+    "model_vit_gated": cut_model,
+    "metrics_bert": functools.partial(cut_metrics, "bert_vanilla"),
+    "metrics_opt": functools.partial(cut_metrics, "opt_vanilla"),
+    "quant_bert_vanilla": functools.partial(cut_quant, BERT_QUANT),
+    "quant_opt_vanilla": functools.partial(cut_quant, OPT_QUANT),
     "quantizers": cut_quantizers,
     "range_estimators": cut_ranges,
     "train_bert_gated": cut_train,
+    "train_opt_gated": cut_train,
 }
 
 

@@ -56,6 +56,22 @@ def test_linear_gate_of_a_head_sees_only_its_slice(hidden):
     assert np.all(np.asarray(before[:, :, 0]) != np.asarray(after[:, :, 0]))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_gate_of_a_token_sees_no_other_token(kind, hidden):
+    gate, variables = fresh(GateConfig(kind, init_std=1.0), hidden)
+    before = gate.apply(variables, hidden)
+    after = gate.apply(variables, hidden.at[:, 3:].add(1.0))
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    if kind != "unconditional":
+        assert np.all(np.asarray(before[:, 3:] != after[:, 3:]))
+
+
+def test_pooled_is_what_sees_other_tokens():
+    for kind in KINDS:
+        assert not GateConfig(kind, "token").pooled
+        assert GateConfig(kind, "head").pooled == (kind != "unconditional")
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "unconditional"])
 def test_finetune_without_noise_leaves_attention_unchanged(kind, hidden):
     plain = MultiHeadAttention(HEADS)

@@ -8,58 +8,64 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantizable_flax import QuantSpec, UserError, build_model, default_config
+from quantizable_flax import QuantSpec, UserError
 from quantizable_flax.models.registry import with_quant
 from quantizable_flax.quantization.calibration import calibrate
 from quantizable_flax.quantization.fake_quant import fake_quantize
 from quantizable_flax.quantization.grid import make_grid
 from quantizable_flax.quantization.layers import Dense
 from quantizable_flax.quantization.sites import Site, WeightSite
-from quantizable_flax.quantization.spec import parse_bits
 from quantizable_flax.quantization.statistics import inf_norm, kurtosis
+from tests.small import small_batch, small_model
 
 X = jax.random.normal(jax.random.key(0), (4, 3, 8))
 W8A8 = QuantSpec()
 
 
+# Every optional part is on, so that all kinds of sites are there.
+OPTIONS = {
+    "bert": {},
+    "opt": {"embed_size": 16},
+    "vit": {"num_registers": 2, "patch_layer_norm": True},
+}
+SOME_SITES = {
+    "bert": {"word_type_sum", "ffn_residual"},
+    "opt": {"sum", "gated_context", "logits"},
+    "vit": {"patches", "position_table_weight", "attention_residual"},
+}
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def family(request):
+    return request.param
+
+
+def gated(family):
+    """(model, params, batch), with clipped softmax and gates."""
+    attention = {"softmax": "clipped", "gamma": -0.03, "gate": "linear"}
+    return *small_model(family, attention, **OPTIONS[family]), small_batch(family)
+
+
 @pytest.fixture(scope="module")
 def bert():
-    config = default_config()
-    config.model.update(
-        {
-            "vocab_size": 32,
-            "hidden_size": 16,
-            "num_layers": 1,
-            "num_heads": 2,
-            "intermediate_size": 32,
-            "max_position_embeddings": 8,
-        }
-    )
-    config.model.attention.update({"softmax": "clipped", "gamma": -0.03, "gate": "linear"})
-    config.data.seq_len = 8
-    ids = jax.random.randint(jax.random.key(1), (2, 8), 0, 32)
-    batch = {"input_ids": ids, "labels": ids, "attention_mask": jnp.ones((2, 8))}
-    model = build_model(config)
-    return model, jax.jit(model.init)(jax.random.key(2), ids), batch
+    return gated("bert")
 
 
-def training_program(bert) -> tuple[str, str]:
+def training_program(model, params, batch) -> tuple[str, str]:
     """The traced and the lowered text of a training gradient."""
-    model, variables, batch = bert
 
     def total(params, key):
-        loss_B, _ = model.apply(
+        scores = model.apply(
             {"params": params}, batch, train=True, method="loss", rngs={"dropout": key}
         )
-        return loss_B.sum()
+        return scores.loss.sum()
 
-    arguments = (nn.meta.unbox(variables["params"]), jax.random.key(0))
-    traced = jax.jit(jax.grad(total)).trace(*arguments)
+    traced = jax.jit(jax.grad(total)).trace(params, jax.random.key(0))
     return str(traced.jaxpr), traced.lower().as_text()
 
 
-def test_unused_sites_leave_no_operation(bert, monkeypatch):
-    with_sites = training_program(bert)
+def test_unused_sites_leave_no_operation(family, monkeypatch):
+    with_sites = training_program(*gated(family))
     calls = []
 
     def identity(self, x):
@@ -68,18 +74,18 @@ def test_unused_sites_leave_no_operation(bert, monkeypatch):
 
     for cls in (Site, WeightSite):
         monkeypatch.setattr(cls, "__call__", identity)
-    without_sites = training_program(bert)
-    assert {"scores", "probs", "context", "weight", "output"} <= set(calls)
+    without_sites = training_program(*gated(family))
+    assert {"scores", "probs", "context", "weight", "output"} | SOME_SITES[family] <= set(calls)
     assert with_sites == without_sites
 
 
 def test_quantized_sites_do_leave_operations(bert):
-    model, variables, batch = bert
-    ranges = calibrate(with_quant(model, W8A8), variables["params"], [batch])
+    model, params, batch = bert
+    ranges = calibrate(with_quant(model, W8A8), params, [batch])
     clean, rounded = (
         jax.jit(functools.partial(with_quant(model, spec).apply, method="loss"))(
-            {**variables, "ranges": ranges}, batch
-        )[0]
+            {"params": params, "ranges": ranges}, batch
+        ).loss
         for spec in (None, W8A8)
     )
     assert not np.array_equal(clean, rounded)
@@ -87,21 +93,22 @@ def test_quantized_sites_do_leave_operations(bert):
 
 
 @pytest.mark.parametrize("spec", [None, W8A8], ids=["float", "w8a8"])
-def test_init_creates_parameters_only(bert, spec):
-    model, variables, batch = bert
-    fresh = jax.eval_shape(with_quant(model, spec).init, jax.random.key(0), batch["input_ids"])
+def test_init_creates_parameters_only(family, spec):
+    model, params, batch = gated(family)
+    init = functools.partial(with_quant(model, spec).init, method="loss")
+    fresh = nn.meta.unbox(jax.eval_shape(init, jax.random.key(0), batch))
     assert set(fresh) == {"params"}
-    assert jax.tree.structure(fresh) == jax.tree.structure(variables)
+    assert jax.tree.structure(fresh["params"]) == jax.tree.structure(params)
 
 
 def test_uncalibrated_site_is_named(bert):
-    model, variables, batch = bert
+    model, params, batch = bert
     for spec, site in (
         (W8A8, "embeddings/word/weight"),
         (QuantSpec(weight_bits=None), "embeddings/word_type_sum"),
     ):
         with pytest.raises(UserError, match=f"site {site} has no calibrated range"):
-            with_quant(model, spec).apply(variables, batch, method="loss")
+            with_quant(model, spec).apply({"params": params}, batch, method="loss")
 
 
 def calibrated(site: Site, batches):
@@ -177,16 +184,3 @@ def test_statistics_are_of_what_the_site_returns(spec):
     out, recorded = site.apply(variables, X, mutable=["stats"])
     np.testing.assert_array_equal(recorded["stats"]["inf_norm"], inf_norm(out))
     np.testing.assert_array_equal(recorded["stats"]["kurtosis"], kurtosis(out))
-
-
-@pytest.mark.parametrize(
-    ("name", "bits"), [("w8a8", (8, 8)), ("w4a16", (4, 16)), ("w8", (8, None)), ("a6", (None, 6))]
-)
-def test_bit_widths_are_read(name, bits):
-    assert parse_bits(name) == bits
-
-
-@pytest.mark.parametrize("name", ["", "8", "w8a", "a8w8", "w8a8x", "W8A8"])
-def test_unreadable_bit_widths_are_named(name):
-    with pytest.raises(UserError, match=f"must read like w8a8, w4a8, w8 or a8, found '{name}'"):
-        parse_bits(name)
