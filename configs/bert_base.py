@@ -36,7 +36,6 @@ def get_config(variant="vanilla"):
     config.model.dtype = "bfloat16"
     # 15 % of 128 is 19 on average; 40 is five standard deviations above.
     config.model.max_predictions = 40
-    config.model.pad_token_id = 0
     config.data.seq_len = 128
     config.data.tokenizer.vocab_size = 30522
     config.optimizer.learning_rate = 1e-4

@@ -4,7 +4,8 @@
         --config.mesh.fsdp=8 --config.data.source=tfds:wikipedia/20230601.en \\
         --config.data.tokenizer.file=opt_tokenizer
 
-Variants: those of opt_125m.py. Parameters and AdamW state take 16 GB in float32, so shard them.
+Variants: those of opt_125m.py. Parameters and AdamW state take 16 GB in float32, so shard them;
+activations take about 5 GB per sequence (estimated as there): raise train.accumulate to fit.
 Published (FP ppl / W8A8 ppl): vanilla 12.13 / 989.6, gated 12.21 / 29.95. Not rerun by us.
 """
 

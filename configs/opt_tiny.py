@@ -35,9 +35,8 @@ def get_config(variant="vanilla"):
     config.model.num_layers = 2
     config.model.num_heads = 4
     config.model.intermediate_size = 512
-    config.model.max_position_embeddings = 256
+    config.model.max_position_embeddings = 64
     config.model.hidden_dropout = 0.0
-    config.model.pad_token_id = 1
     # The published 0.006 is for width 768.
     config.model.initializer_range = 0.02
     config.data.seq_len = 64

@@ -75,6 +75,7 @@ def evaluate(
     metric: Metric,
     averaging: str = "token",
     label: str = "evaluating",
+    place: Callable[[Batch], Batch] | None = None,
     kurtosis_batches: int = 0,
 ) -> Metrics:
     """Streams the batches through `make_eval_step`'s step and averages in float64.
@@ -88,6 +89,7 @@ def evaluate(
       averaging: "token" weighs every label alike; "published" averages the batches' mean losses
         weighted by batch size, as the original does.
       label: of the progress bar on a terminal.
+      place: moves a batch to the devices; by default all of it to the first.
       kurtosis_batches: take the kurtosis over the first n batches only (the original: 257 for
         BERT); 0 for all.
 
@@ -101,7 +103,8 @@ def evaluate(
         )
     sums, running = [], None
     for batch in tqdm(batches, desc=label, unit="batch", leave=False, disable=None):
-        following = step(params, ranges or {}, {k: jnp.asarray(v) for k, v in batch.items()})
+        placed = place(batch) if place else {k: jnp.asarray(v) for k, v in batch.items()}
+        following = step(params, ranges or {}, placed)
         if running is not None:
             sums.append(jax.device_get(running))  # one step late, so the device never waits
         running = following

@@ -4,8 +4,7 @@ from absl import flags
 
 from quantizable_flax import cli
 from quantizable_flax.data import make_task
-from quantizable_flax.errors import UserError
-from quantizable_flax.generation import Sampling, generate
+from quantizable_flax.generation import Sampling, check_causal, generate
 from quantizable_flax.loading import Run, load_run
 
 
@@ -13,7 +12,7 @@ def define_flags() -> None:
     """Declares the flags; not on import, for this is a package and others have flags too."""
     flags.DEFINE_string("workdir", None, "A run of OPT.")
     flags.DEFINE_multi_string("prompt", [], "Text to continue; give it several times for several.")
-    flags.DEFINE_integer("max_new_tokens", 64, "At most so many tokens per prompt.")
+    flags.DEFINE_integer("max_new_tokens", 32, "At most so many tokens per prompt.")
     flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token, above 0 samples.")
     flags.DEFINE_integer("top_k", 0, "Sample among the k most likely tokens, 0: all.")
     flags.DEFINE_float("top_p", 1.0, "Sample among the likely tokens with this probability.")
@@ -35,10 +34,7 @@ def continuations(
     Raises:
       UserError: as `generate`.
     """
-    if not hasattr(run.model, "empty_cache"):
-        raise UserError(
-            f"text generation needs a causal model (OPT), found {type(run.model).__name__}."
-        )
+    check_causal(run.model)
     tokenizer = make_task(run.config, run.assets).tokenizer  # type: ignore[attr-defined]
     ids = [[*tokenizer.prefix_ids, *text] for text in tokenizer.encode_batch(prompts)]
     new = generate(

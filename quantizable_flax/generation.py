@@ -31,7 +31,7 @@ class Sampling:
 
     def __post_init__(self):
         """Raises UserError for a field outside its domain."""
-        if self.temperature < 0.0:
+        if not self.temperature >= 0.0:
             raise UserError(f"temperature must not be negative, found {self.temperature}.")
         if self.top_k < 0:
             raise UserError(f"top_k must not be negative, found {self.top_k}.")
@@ -144,11 +144,16 @@ def _generate(model, variables, ids_BxT, mask_BxT, key, *, new: int, sampling: S
     return jnp.concatenate([tokens_NxB, last_B[None]]).T
 
 
-def _check(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def check_causal(model: nn.Module) -> None:
+    """Raises UserError for a model that does not predict the next token."""
     if not isinstance(model, OptForCausalLM):
         raise UserError(
             f"text generation needs a causal model (OPT), found {type(model).__name__}."
         )
+
+
+def _check(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    check_causal(model)
     config = model.config
     if config.gate is not None and config.gate.pooled:
         raise UserError(

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -46,8 +47,8 @@ def report(subjects: list[Subject], bits: list[str]) -> str:
         _table(rows, bits),
         "<p>Perplexity (lower is better) or top-1 accuracy (higher is better) on the validation "
         "split. Quantized columns: mean ± standard deviation over calibration seeds. Infinity norm "
-        "and kurtosis are taken over the published tensors of each family: the largest infinity "
-        "norm, the mean kurtosis (a normal distribution has 3).</p>",
+        "and kurtosis are taken over each family's outputs, FFN outputs and LayerNorms: the "
+        "largest infinity norm, the mean kurtosis (a normal distribution has 3).</p>",
         "<h2>Where the outliers are</h2>",
         _image(_norm_figure(subjects)),
     ]
@@ -80,6 +81,16 @@ def _table(rows: list[dict[str, Any]], bits: list[str]) -> str:
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
+def by_layer(sites: dict[str, float], site: str) -> list[float]:
+    """The infinity norm of a site in each layer, in the order of the layers."""
+    found = {
+        int(match[1]): value
+        for name, value in sites.items()
+        if (match := re.fullmatch(rf"layer_(\d+)/{site}:inf_norm", name))
+    }
+    return [found[layer] for layer in sorted(found)]
+
+
 def _norm_figure(subjects: list[Subject]) -> Figure:
     """Infinity norm by layer: feed-forward output and residual sum."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), sharey=True, layout="constrained")
@@ -87,9 +98,7 @@ def _norm_figure(subjects: list[Subject]) -> Figure:
         axes, (("ffn_out/output", "FFN output"), ("ffn_residual", "residual sum")), strict=True
     ):
         for subject in subjects:
-            norms = [
-                value for name, value in subject.sites.items() if name.endswith(f"/{site}:inf_norm")
-            ]
+            norms = by_layer(subject.sites, site)
             axis.plot(range(len(norms)), norms, marker="o", label=subject.row["name"])
         axis.set(title=title, xlabel="layer", yscale="log")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

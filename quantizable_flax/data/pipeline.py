@@ -41,8 +41,8 @@ class TrainBatches(Iterator[Batch]):
     The state goes into JSON and holds for any number of hosts, threads and worker processes.
     """
 
-    def __init__(self, batches: grain.MapDataset, workers: int):
-        self._batches, self._workers = batches, workers
+    def __init__(self, batches: grain.MapDataset, workers: int, examples: int):
+        self._batches, self._workers, self._examples = batches, workers, examples
         self._next_index = 0
         self._running: Prefetched | None = None
 
@@ -55,11 +55,20 @@ class TrainBatches(Iterator[Batch]):
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """Returns {"next_index": batches taken so far}."""
-        return {"next_index": self._next_index}
+        """Returns {"next_index": batches taken so far, "examples": of an epoch}."""
+        return {"next_index": self._next_index, "examples": self._examples}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes to the batch that followed when `state` was taken."""
+        """Goes to the batch that followed when `state` was taken.
+
+        Raises UserError where the split has grown or shrunk since: the order would be another.
+        """
+        examples = state.get("examples", self._examples)
+        if examples != self._examples:
+            raise UserError(
+                f"expected the {examples} training examples that the run began with, found "
+                f"{self._examples}; bring the same data back or start in a new workdir"
+            )
         self.close()
         self._next_index = int(state["next_index"])
 
@@ -122,7 +131,7 @@ def train_iterator(
     share = batch_size // process_count
     host = _HostStream(stream, batch_size, process_index * share, share)
     batches = grain.MapDataset.source(host).batch(share, drop_remainder=True, batch_fn=_stack)
-    return TrainBatches(batches, workers)
+    return TrainBatches(batches, workers, len(source))
 
 
 def eval_batches(

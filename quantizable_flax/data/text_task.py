@@ -42,8 +42,18 @@ class TextTask(Task):
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens but model.vocab_size is "
                 f"{config.model.vocab_size}: raise model.vocab_size or take another tokenizer."
             )
+        self._check_padding(config.model.pad_token_id)
         self._config = config
         self._sources: dict[str, Source] = {}
+
+    def _check_padding(self, pad_token_id: int | None) -> None:
+        """The row of another token would get no gradient from the lookup."""
+        if pad_token_id is not None and pad_token_id != self.tokenizer.pad_id:
+            raise UserError(
+                f"expected model.pad_token_id to be the tokenizer's padding token, which is "
+                f"{self.tokenizer.pad_id}, found {pad_token_id}; packed text has no padding, so it "
+                "may stay unset"
+            )
 
     def source(self, split: str) -> Source:
         """Returns the packed blocks of a split: read-only tokens_T, uint16 or int32.

@@ -16,10 +16,10 @@ def vit_params(mapping: Mapping[str, np.ndarray], config: ml_collections.ConfigD
     """Returns the `params` tree of `VitForImageClassification`, numpy float32.
 
     Names as of `transformers.ViTForImageClassification`, or of timm where there is a
-    `patch_embed.proj.weight` (its fused qkv is split; gates are not known there).
+    `patch_embed.proj.weight` (its fused qkv is split; gates and registers are not read there).
 
     Raises:
-      UserError: a missing tensor, a wrong shape, or a tensor without a place.
+      UserError: a missing tensor, a wrong shape, a tensor without a place, or registers of timm.
     """
     reader = TensorReader(mapping)
     params = (_timm if reader.has("patch_embed.proj.weight") else _hugging_face)(
@@ -66,6 +66,11 @@ def _timm(reader: TensorReader, model: ml_collections.ConfigDict) -> Tree:
             f"model.attention.gate={model.attention.gate!r}: set it to none."
         )
     width, inner = model.hidden_size, model.intermediate_size
+    if model.num_registers:
+        raise UserError(
+            "timm's models with registers add positions to them or to patches alone, found "
+            f"model.num_registers={model.num_registers}: use weights under Hugging Face's names."
+        )
     params: Tree = {
         "embeddings": _embeddings(
             reader,
@@ -74,7 +79,7 @@ def _timm(reader: TensorReader, model: ml_collections.ConfigDict) -> Tree:
             norm="patch_embed.norm",
             cls="cls_token",
             position="pos_embed",
-            registers="reg_token",
+            registers="",
         ),
         "final_layer_norm": reader.layer_norm("norm", width),
         "head": reader.linear("head", width, model.num_classes),

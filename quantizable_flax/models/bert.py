@@ -108,6 +108,7 @@ class BertForMaskedLM(nn.Module):
     config: BertConfig
     metric = PERPLEXITY
     quantizable_head = False
+    has_final_layer_norm = False
 
     def setup(self):
         """Declares embeddings, layers and head."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from quantizable_flax.attention.attention import MultiHeadAttention
 from quantizable_flax.attention.gate import GateConfig
 from quantizable_flax.attention.softmax import SoftmaxFn, softmax
+from quantizable_flax.errors import UserError
 from quantizable_flax.quantization.layers import Dense, Embed, LayerNorm
 from quantizable_flax.quantization.spec import QuantSpec
 
@@ -29,6 +30,19 @@ class TransformerConfig:
     softmax_fn: SoftmaxFn = softmax
     gate: GateConfig | None = None
     quant: QuantSpec | None = None
+
+    def __post_init__(self):
+        """Raises UserError for a size below 1 or a rate outside [0, 1)."""
+        for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} must be at least 1, found {getattr(self, name)}.")
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"model.{name} must be in [0, 1), found {getattr(self, name)}.")
+        if not self.initializer_range > 0.0:
+            raise UserError(
+                f"model.initializer_range must be above 0, found {self.initializer_range}."
+            )
 
     @property
     def kernel_init(self):

@@ -12,7 +12,6 @@ class Metric:
     Attributes:
       name: as in logs and JSON.
       label: as in tables, short.
-      items: what a label belongs to, "tokens" or "images".
       larger_is_better: whether more is better.
       value: (mean loss in nats, share of right answers in [0, 1]) -> the figure.
       cost: (quantized, floating point) -> what quantization costs, in `cost_label`'s unit.
@@ -21,7 +20,6 @@ class Metric:
 
     name: str
     label: str
-    items: str
     larger_is_better: bool
     value: Callable[[float, float], float]
     cost: Callable[[float, float], float]
@@ -35,7 +33,6 @@ def _perplexity(loss: float, _: float) -> float:
 PERPLEXITY = Metric(
     name="perplexity",
     label="ppl",
-    items="tokens",
     larger_is_better=False,
     value=_perplexity,
     cost=lambda quantized, floating: math.log(quantized / floating),
@@ -44,7 +41,6 @@ PERPLEXITY = Metric(
 TOP1 = Metric(
     name="top1",
     label="top-1 %",
-    items="images",
     larger_is_better=True,
     value=lambda _, right: 100.0 * right,
     cost=lambda quantized, floating: floating - quantized,

@@ -115,6 +115,11 @@ class OptForCausalLM(nn.Module):
     metric = PERPLEXITY
     quantizable_head = True
 
+    @property
+    def has_final_layer_norm(self) -> bool:
+        """Whether a LayerNorm stands before the head."""
+        return self.config.pre_layer_norm
+
     def setup(self):
         """Declares embeddings, layers and what follows them."""
         c = self.config

@@ -67,7 +67,7 @@ def _check_sizes(model: ml_collections.ConfigDict) -> None:
             f"model.dtype must be one of {', '.join(DTYPES)}, found {model.dtype!r}"
             f"{nearest(model.dtype, DTYPES)}."
         )
-    if model.hidden_size % model.num_heads:
+    if model.num_heads < 1 or model.hidden_size % model.num_heads:
         raise UserError(
             "model.num_heads must divide model.hidden_size, found "
             f"{model.num_heads} heads and hidden size {model.hidden_size}."
@@ -95,8 +95,14 @@ def with_quant(model: nn.Module, spec: QuantSpec | None) -> nn.Module:
     """Returns the same model with every site quantized by `spec`, or none for None.
 
     Raises:
-      UserError: the spec quantizes a head that the family keeps in floating point.
+      UserError: the spec names a head that the family keeps in floating point, or a LayerNorm
+        before the head where there is none.
     """
+    if spec is not None and spec.final_layer_norm_bits and not model.has_final_layer_norm:
+        raise UserError(
+            f"this {type(model).__name__} has no LayerNorm before its head, found quant.setup with "
+            "int16_final_LN: use int16_all_LN or leave it out."
+        )
     if spec is not None and spec.head and not model.quantizable_head:
         raise UserError(
             f"the head of {type(model).__name__} stays in floating point in every published setup, "

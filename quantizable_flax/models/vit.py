@@ -53,6 +53,7 @@ class VitConfig(TransformerConfig):
 
     def __post_init__(self):
         """Raises UserError for sizes that do not fit together."""
+        super().__post_init__()
         if self.patch_size < 1 or self.image_size % self.patch_size:
             raise UserError(
                 "model.patch_size must divide model.image_size, found "
@@ -64,6 +65,11 @@ class VitConfig(TransformerConfig):
                     f"model.{name} must have one value for each of the {self.channels} channels, "
                     f"found {getattr(self, name)}."
                 )
+        if self.num_classes < 1 or min(self.pixel_std) <= 0:
+            raise UserError(
+                "model.num_classes must be at least 1 and model.pixel_std positive, found "
+                f"{self.num_classes} and {self.pixel_std}."
+            )
         for name in ("label_smoothing", "mix_probability", "cutmix_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"model.{name} must be in [0, 1], found {getattr(self, name)}.")
@@ -73,8 +79,9 @@ class VitConfig(TransformerConfig):
 
     @property
     def kernel_init(self):
-        """Truncated N(0, initializer_range) for every weight matrix and table."""
-        return nn.initializers.truncated_normal(self.initializer_range)
+        """N(0, initializer_range), truncated at -2 and 2 as by timm, for matrices and tables."""
+        bound = 2.0 / self.initializer_range
+        return nn.initializers.truncated_normal(self.initializer_range, lower=-bound, upper=bound)
 
     @property
     def num_patches(self) -> int:
@@ -119,7 +126,7 @@ class VitEmbeddings(nn.Module):
     def _table(self, name: str, rows: int) -> jax.Array:
         c = self.config
         table = partitioned_param(self, name, c.kernel_init, (rows, c.hidden_size), (None, "embed"))
-        return WeightSite(c.quant, name=f"{name}_weight")(table).astype(c.dtype)
+        return WeightSite(c.quant, channel_axis=0, name=f"{name}_weight")(table).astype(c.dtype)
 
 
 class VitLayer(nn.Module):
@@ -151,6 +158,7 @@ class VitForImageClassification(nn.Module):
     config: VitConfig
     metric = TOP1
     quantizable_head = True
+    has_final_layer_norm = True
 
     def setup(self):
         """Declares embeddings, layers and head."""

@@ -92,10 +92,10 @@ def parse_setup(name: str) -> dict[str, Any]:
                 f"{nearest(part, SETUPS)}."
             )
         if SETUPS[part].keys() & fields.keys():
-            raise UserError(f"quant.setup must name all or fp32_head once, found {name!r}.")
+            raise UserError(f"quant.setup must name each of its parts once, found {name!r}.")
         fields |= SETUPS[part]
     if "head" not in fields:
-        raise UserError(f"quant.setup must begin with all or fp32_head, found {name!r}.")
+        raise UserError(f"quant.setup must contain all or fp32_head, found {name!r}.")
     return fields
 
 

@@ -108,6 +108,9 @@ def read_notes(workdir: epath.Path, step: int) -> Notes:
     """Reads the JSON items of one step; raises whatever the damage makes Orbax raise."""
     folder = workdir / FOLDER / str(step)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        if (folder / "tokenizer").exists():  # of a version that had no other assets
+            items = {name: reader.restore(folder / name) for name in ("data", "config", "info")}
+            return Notes(assets={"tokenizer": reader.restore(folder / "tokenizer")}, **items)
         return Notes(**{name: reader.restore(folder / name) for name in JSON_ITEMS})
 
 

@@ -45,7 +45,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     )
     if notes is not None:
         data.set_state(notes.data)
-    run = Run(config, path, model, task, notes)
+    run = Run(config, path, model, task, notes, mesh)
     run.begin(damaged)
     step = make_train_step(model, optimizer, config, mesh, state)
     try:

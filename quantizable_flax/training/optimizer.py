@@ -50,7 +50,8 @@ def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
 def decay_mask(params: Any, decay_layer_norm: bool = False) -> Any:
     """True for the leaves that weight decay applies to.
 
-    Not for biases, LayerNorm scales, and ViT's class token, registers and positions (as timm).
+    Not for biases and LayerNorm scales, nor for ViT's class token and positions, as in timm, and
+    its registers.
 
     Args:
       params: a parameter tree.
@@ -71,9 +72,15 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
     """Returns clip -> AdamW by `config.optimizer` for a run of `steps` steps.
 
     Raises:
-      UserError: as `make_schedule`.
+      UserError: as `make_schedule`, or a value outside its domain.
     """
     optimizer = config.optimizer
+    for key in ("b1", "b2"):
+        if not 0.0 <= optimizer[key] < 1.0:
+            raise UserError(f"optimizer.{key} must be in [0, 1), found {optimizer[key]}.")
+    for key in ("learning_rate", "weight_decay", "clip_norm", "decay_steps"):
+        if optimizer[key] < 0:
+            raise UserError(f"optimizer.{key} must not be negative, found {optimizer[key]}.")
     adamw = optax.adamw(
         make_schedule(optimizer, steps),
         b1=optimizer.b1,

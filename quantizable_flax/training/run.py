@@ -1,5 +1,6 @@
 """What surrounds the steps of a run: writers, progress, validation, checkpoints."""
 
+import functools
 import itertools
 import json
 import math
@@ -8,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 
 from quantizable_flax import config as configuration
 from quantizable_flax.analysis.outliers import outlier_sites, telemetry
@@ -18,6 +20,7 @@ from quantizable_flax.quantization.sites import STATS
 from quantizable_flax.training import checkpoint
 from quantizable_flax.training.metrics import Clock, MetricWriter, Progress
 from quantizable_flax.training.optimizer import make_schedule
+from quantizable_flax.training.sharding import batch_shards, put_batch
 from quantizable_flax.training.step import TrainState
 
 
@@ -28,10 +31,13 @@ class DivergedError(UserError):
 class Run:
     """What surrounds the steps: writers, progress, validation, checkpoints."""
 
-    def __init__(self, config, path, model: nn.Module, task: Task, notes):
+    def __init__(self, config, path, model: nn.Module, task: Task, notes, mesh: Mesh):
         self.config, self._path, self._metric, self._task = config, path, model.metric, task
         self._schedule = make_schedule(config.optimizer, config.train.steps)
         self.input_clock = Clock()
+        # A batch that the mesh does not divide is computed whole by every device.
+        divides = config.eval.batch_size % batch_shards(mesh) == 0
+        self._place = functools.partial(put_batch, mesh=mesh) if divides else None
         self.start = self._last_report = notes.info["step"] if notes is not None else 0
         self._seconds_before = notes.info["train_seconds"] if notes is not None else 0.0
         sites = outlier_sites(config)
@@ -141,7 +147,12 @@ class Run:
         began = time.monotonic()
         with jax.transfer_guard("allow"):
             metrics = evaluate(
-                self._eval_step, params, batches, metric=self._metric, label="validation"
+                self._eval_step,
+                params,
+                batches,
+                metric=self._metric,
+                label="validation",
+                place=self._place,
             )
         values = {
             "loss": metrics.loss,

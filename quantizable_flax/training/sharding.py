@@ -38,9 +38,14 @@ def make_mesh(sizes: ConfigDict, devices: list[jax.Device] | None = None) -> Mes
     return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def batch_shards(mesh: Mesh) -> int:
+    """Returns how many parts a batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     """Raises UserError unless every device gets the same number of examples of a micro-batch."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    shards = batch_shards(mesh)
     if accumulate < 1 or batch_size < 1 or batch_size % (shards * accumulate):
         raise UserError(
             f"train.batch_size must be a multiple of mesh.data * mesh.fsdp * train.accumulate = "

@@ -12,7 +12,7 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.loading import load_run
 from quantizable_flax.training import checkpoint
 from quantizable_flax.training.loop import train
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, write_text
 from tests.training.test_resume import assert_bitwise_equal, saved, start, wait_for
 
 DROPOUT = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}
@@ -193,3 +193,37 @@ def test_vit_learns_the_digits(tmp_path):
     train(config, str(tmp_path / "run"))
     # Ten classes: chance is 10 %; measured 92.7 %.
     assert lines(tmp_path / "run", "validation")[-1]["top1"] > 80
+
+
+def test_more_data_than_the_run_began_with_is_refused(tmp_path):
+    write_images(tmp_path / "images")
+    config = tiny_config(tmp_path, "vit", **IMAGES, data__files=str(tmp_path / "images"))
+    train(config, str(tmp_path / "run"))
+    for i in range(8):
+        Image.new("L", (8, 8), i).save(tmp_path / "images" / "dog" / f"new{i}.png")
+    with config.unlocked():
+        config.train.steps = 8
+    with pytest.raises(UserError, match=r"expected the \d+ training examples .* found \d+"):
+        train(config, str(tmp_path / "run"))
+
+
+def test_validation_files_may_change_but_not_appear(finished, tmp_path):
+    family, folder, workdir = finished
+    other = folder / "other"
+    if family == "opt":
+        write_text(folder / "other.txt", seed=9)
+        other = folder / "other.txt"
+    with pytest.raises(UserError, match=r"data.validation_files=null, not"):
+        train(
+            tiny_config(folder, family, **DROPOUT, data__validation_files=str(other)), str(workdir)
+        )
+
+
+def test_checkpoint_of_an_older_version_keeps_its_tokenizer(tmp_path):
+    train(tiny_config(tmp_path, "opt", train__steps=4), str(tmp_path / "run"))
+    step = tmp_path / "run" / "checkpoints" / "4"
+    tokenizer = load_run(str(tmp_path / "run")).assets["tokenizer"]
+    # Before there were other assets, the tokenizer was an item of its own.
+    (step / "assets").rename(step / "tokenizer")
+    (step / "tokenizer" / "metadata").write_text(json.dumps(tokenizer))
+    assert load_run(str(tmp_path / "run")).assets == {"tokenizer": tokenizer}
