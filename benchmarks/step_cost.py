@@ -1,12 +1,15 @@
 """What clipped softmax and gates cost: training step and evaluation forward over vanilla.
 
-    python -m benchmarks.step_cost [--hidden=256 --layers=4 --seq_len=128 --batch_size=16]
+    python -m benchmarks.step_cost [--family=opt --hidden=256 --layers=4 --seq_len=128]
+
+ViT takes images of sqrt(seq_len) * 16 pixels in patches of 16, so that it has seq_len patches.
 
 All variants are timed in turn, round after round, so that a machine that slows down slows all of
 them; printed are medians and the ratio to vanilla in the same run.
 """
 
 import argparse
+import math
 import statistics
 import time
 
@@ -14,6 +17,7 @@ import jax
 import numpy as np
 
 from quantizable_flax.config import default_config
+from quantizable_flax.defaults import FAMILIES
 from quantizable_flax.evaluation import make_eval_step
 from quantizable_flax.models.registry import build_model, with_quant
 from quantizable_flax.quantization.calibration import calibrate
@@ -32,9 +36,8 @@ VARIANTS = {
 
 def configure(options: argparse.Namespace, attention: dict):
     """The configuration of one variant, without dropout, loss over all positions."""
-    config = default_config()
+    config = default_config(options.family)
     config.model.update(
-        vocab_size=8192,
         hidden_size=options.hidden,
         num_layers=options.layers,
         num_heads=options.hidden // 64,
@@ -42,21 +45,33 @@ def configure(options: argparse.Namespace, attention: dict):
         hidden_dropout=0.0,
         attention_dropout=0.0,
     )
-    config.data.seq_len = options.seq_len
+    if options.family == "vit":
+        config.model.image_size = config.model.patch_size * math.isqrt(options.seq_len)
+    else:
+        config.model.vocab_size = 8192
+        config.data.seq_len = options.seq_len
     config.train.batch_size = options.batch_size
     config.model.attention.update(attention)
     return config
+
+
+def random_batch(config) -> dict[str, np.ndarray]:
+    """One batch: 15 % of the tokens labelled for BERT, all for OPT; random images for ViT."""
+    rng, size, model = np.random.default_rng(0), config.train.batch_size, config.model
+    if model.name == "vit":
+        shape = (size, model.image_size, model.image_size, model.channels)
+        labels = rng.integers(model.num_classes, size=size, dtype=np.int32)
+        return {"images": rng.integers(256, size=shape, dtype=np.uint8), "labels": labels}
+    ids = rng.integers(5, model.vocab_size, (size, config.data.seq_len), dtype=np.int32)
+    labelled = rng.random(ids.shape) < (0.15 if model.name == "bert" else 1.0)
+    return {"input_ids": ids, "labels": np.where(labelled, ids, np.int32(-100))}
 
 
 def programs(config) -> dict:
     """Name -> function that runs one training step, one forward, or one simulated W8A8 forward."""
     mesh = make_mesh(config.mesh)
     model, optimizer = build_model(config), make_optimizer(config, 1000)
-    rng = np.random.default_rng(0)
-    shape = (config.train.batch_size, config.data.seq_len)
-    ids = rng.integers(5, config.model.vocab_size, shape, dtype=np.int32)
-    labels = np.where(rng.random(shape) < 0.15, ids, np.int32(-100))
-    batch = put_batch({"input_ids": ids, "labels": labels}, mesh)
+    batch = put_batch(random_batch(config), mesh)
     state = init_state(model, optimizer, batch, 0, mesh)
     params = jax.tree.map(np.asarray, state.params)
     train_step = make_train_step(model, optimizer, config, mesh, state)
@@ -82,6 +97,7 @@ def programs(config) -> dict:
 def main() -> None:
     """Times every program of every variant and prints one table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--family", choices=FAMILIES, default="bert")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seq_len", type=int, default=128)
