@@ -22,11 +22,13 @@ class OutlierSites:
       inf_norm: full matches count for the maximum infinity norm.
       kurtosis: full matches count for the average kurtosis.
       per_token: full matches have tokens as rows in the published figures, all others samples.
+      repeated: full matches count twice, as the original knows them by two names.
     """
 
     inf_norm: str
     kurtosis: str
     per_token: str = ""
+    repeated: str = ""
 
 
 # Feed-forward output, the LayerNorm after it, and (infinity norm only) that LayerNorm's input.
@@ -66,10 +68,15 @@ def outlier_sites(config: ConfigDict) -> OutlierSites:
     if config.model.name == "opt" and not config.model.pre_layer_norm:
         # Post-LN: a layer ends in its LayerNorm, and that one sees whole sequences.
         post = _OPT.format(output="ffn_layer_norm/output")
-        sites = OutlierSites(post, post, per_token=r"layer_\d+/ffn_out/output")
+        sites = OutlierSites(
+            post,
+            post,
+            per_token=r"layer_\d+/ffn_out/output",
+            repeated=r"layer_\d+/ffn_layer_norm/output",  # as such, and as the layer's output
+        )
     if rows == "published":
         return sites
-    return dataclasses.replace(sites, per_token=r".*" if rows == "token" else "")
+    return dataclasses.replace(sites, per_token=r".*" if rows == "token" else "", repeated="")
 
 
 def published_stats(stats: Any, sites: OutlierSites) -> dict[str, jax.Array]:
@@ -86,6 +93,8 @@ def published_stats(stats: Any, sites: OutlierSites) -> dict[str, jax.Array]:
                 per_token = re.fullmatch(sites.per_token, site)
                 chosen = flat[f"{site}/token_{statistic}"] if per_token else value
                 kept[f"{site}:{statistic}"] = chosen
+                if re.fullmatch(sites.repeated, site):
+                    kept[f"{site}/again:{statistic}"] = chosen
     return kept
 
 
