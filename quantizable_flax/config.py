@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from quantizable_flax.defaults import FAMILIES, data_defaults, model_defaults, shared_defaults
-from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.errors import UserError, check_choice, nearest
 
 
 def default_config(family: str = "bert") -> ConfigDict:
@@ -21,11 +21,7 @@ def default_config(family: str = "bert") -> ConfigDict:
     Raises:
       UserError: another family.
     """
-    if family not in FAMILIES:
-        raise UserError(
-            f"model.name must be one of {', '.join(FAMILIES)}, found {family!r}"
-            f"{nearest(family, FAMILIES)}."
-        )
+    check_choice("model.name", family, FAMILIES)
     config = shared_defaults()
     config.model = model_defaults(family)
     config.data = data_defaults(family)
@@ -42,11 +38,7 @@ def apply_variant(
     Raises:
       UserError: the variant is not one of `variants`.
     """
-    if variant not in variants:
-        raise UserError(
-            f"the variant after the colon must be one of {', '.join(variants)}, found "
-            f"{variant!r}{nearest(variant, variants)}."
-        )
+    check_choice("the variant after the colon", variant, variants)
     variants[variant](config)
     return config
 

@@ -2,8 +2,6 @@
 
 from ml_collections import ConfigDict, config_dict
 
-FAMILIES = ("bert", "opt", "vit")
-
 
 def shared_defaults() -> ConfigDict:
     """Keys that every family has."""
@@ -149,6 +147,7 @@ def _vit() -> ConfigDict:
 
 
 _FAMILY_MODELS = {"bert": _bert, "opt": _opt, "vit": _vit}
+FAMILIES = tuple(_FAMILY_MODELS)
 
 
 def data_defaults(family: str) -> ConfigDict:

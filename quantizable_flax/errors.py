@@ -11,6 +11,15 @@ class UserError(Exception):
     """
 
 
+def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
+    """Raises UserError, with the nearest choice, unless value is one of them."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise UserError(
+            f"{what} must be one of {', '.join(choices)}, found {value!r}{nearest(value, choices)}."
+        )
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns ` (did you mean 'x'?)` for the closest valid name, or an empty string."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from quantizable_flax.analysis.outliers import OutlierSites, published_stats, summarise
-from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.models.metric import Metric
 from quantizable_flax.quantization.sites import RANGES, STATS
 
@@ -96,11 +96,7 @@ def evaluate(
     Raises:
       UserError: no batch, no label, or an unknown averaging.
     """
-    if averaging not in AVERAGINGS:
-        raise UserError(
-            f"eval.perplexity must be one of {', '.join(AVERAGINGS)}, found {averaging!r}"
-            f"{nearest(averaging, AVERAGINGS)}."
-        )
+    check_choice("eval.perplexity", averaging, AVERAGINGS)
     sums, running = [], None
     for batch in tqdm(batches, desc=label, unit="batch", leave=False, disable=None):
         placed = place(batch) if place else {k: jnp.asarray(v) for k, v in batch.items()}

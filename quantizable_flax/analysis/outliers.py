@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.errors import check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +60,7 @@ def outlier_sites(config: ConfigDict) -> OutlierSites:
       UserError: `eval.outliers` is none of published, sequence, token.
     """
     rows = config.eval.outliers
-    if rows not in ROWS:
-        raise UserError(
-            f"eval.outliers must be one of {', '.join(ROWS)}, found {rows!r}{nearest(rows, ROWS)}."
-        )
+    check_choice("eval.outliers", rows, ROWS)
     sites = SITES[config.model.name]
     if config.model.name == "opt" and not config.model.pre_layer_norm:
         # Post-LN: a layer ends in its LayerNorm, and that one sees whole sequences.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.errors import UserError, check_choice
 
 KINDS = ("vanilla", "clipped")
 
@@ -92,11 +92,7 @@ def make_softmax(
       UserError: unknown kind, both of gamma and alpha, alpha without seq_len, or a stretch out
         of its bounds.
     """
-    if kind not in KINDS:
-        raise UserError(
-            f"attention softmax must be one of {', '.join(KINDS)}, found {kind!r}"
-            f"{nearest(kind, KINDS)}."
-        )
+    check_choice("attention softmax", kind, KINDS)
     if kind == "vanilla":
         if any(value is not None for value in (gamma, zeta, alpha)):
             raise UserError(

@@ -1,7 +1,6 @@
 """Documents of the configured source, split into training and validation."""
 
 import dataclasses
-import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +11,8 @@ from ml_collections import ConfigDict
 from quantizable_flax.data import tfds_text
 from quantizable_flax.data.corpora import EMBEDDED, FILES, TFDS, corpora
 from quantizable_flax.data.embedded import embedded_description, embedded_documents
+from quantizable_flax.data.paths import check_disjoint
+from quantizable_flax.data.splits import position, validation_fraction
 from quantizable_flax.data.task import SPLITS
 from quantizable_flax.data.text_files import expand, read_documents
 from quantizable_flax.errors import UserError, nearest
@@ -59,7 +60,7 @@ def _embedded(data_cfg: ConfigDict, split: str) -> Iterator[str]:
 
 
 def _describe_embedded(data_cfg: ConfigDict, split: str) -> dict:
-    fraction = None if data_cfg.validation_files else _fraction(data_cfg)
+    fraction = None if data_cfg.validation_files else validation_fraction(data_cfg)
     return {**embedded_description(), "split": split, "fraction": fraction}
 
 
@@ -73,7 +74,7 @@ def _describe_files(data_cfg: ConfigDict, split: str) -> dict:
     for path in _paths(data_cfg, split):
         stat = path.stat()
         files.append([os.path.abspath(path), stat.st_size, stat.st_mtime_ns])
-    fraction = None if data_cfg.validation_files else _fraction(data_cfg)
+    fraction = None if data_cfg.validation_files else validation_fraction(data_cfg)
     return {
         "source": "files",
         "files": files,
@@ -93,22 +94,8 @@ def _paths(data_cfg: ConfigDict, split: str) -> list[Path]:
     if not data_cfg.validation_files:
         return train
     validation = expand(data_cfg.validation_files, "data.validation_files")
-    shared = {os.path.realpath(path) for path in train} & {os.path.realpath(p) for p in validation}
-    if shared:
-        raise UserError(
-            "expected different files for training and validation, found "
-            f"{min(shared)} in both; take it out of data.files or of data.validation_files"
-        )
+    check_disjoint(train, validation)
     return train if split == "train" else validation
-
-
-def _fraction(data_cfg: ConfigDict) -> float:
-    fraction = data_cfg.validation_fraction
-    if not 0 <= fraction < 1:
-        raise UserError(
-            f"expected data.validation_fraction in [0, 1), found {fraction}; the default is 0.05"
-        )
-    return float(fraction)
 
 
 def _share(documents: Iterable[str], data_cfg: ConfigDict, split: str) -> Iterator[str]:
@@ -117,13 +104,13 @@ def _share(documents: Iterable[str], data_cfg: ConfigDict, split: str) -> Iterat
     The text alone decides: neither the order of the documents nor the addition of others moves
     one across, and equal documents land on the same side.
     """
-    fraction = _fraction(data_cfg)
+    fraction = validation_fraction(data_cfg)
 
     def share() -> Iterator[str]:
         found = kept = 0
         for text in documents:
             found += 1
-            if (_position(text) < fraction) == (split == "validation"):
+            if (position(text) < fraction) == (split == "validation"):
                 kept += 1
                 yield text
         if not kept:
@@ -133,12 +120,6 @@ def _share(documents: Iterable[str], data_cfg: ConfigDict, split: str) -> Iterat
             )
 
     return share()
-
-
-def _position(text: str) -> float:
-    """Returns the place of `text` in [0, 1), uniform over texts."""
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=6).digest()
-    return int.from_bytes(digest, "big") / 2**48
 
 
 def _tfds(data_cfg: ConfigDict, split: str) -> Iterator[str]:
@@ -154,7 +135,7 @@ def _describe_tfds(data_cfg: ConfigDict, split: str) -> dict:
     return {
         **tfds_text.describe(name, own or "train", data_cfg.tfds_dir, data_cfg.text_key),
         "part": split,
-        "fraction": None if own else _fraction(data_cfg),
+        "fraction": None if own else validation_fraction(data_cfg),
     }
 
 

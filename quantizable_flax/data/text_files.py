@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from quantizable_flax.data.paths import matched
 from quantizable_flax.errors import UserError, nearest
 
 # A text without blank lines must not end up in memory whole.
@@ -26,13 +27,11 @@ def expand(patterns: str, option: str) -> list[Path]:
     pattern that matches no file, a missing file, a directory and an unknown extension.
     """
     paths: dict[Path, None] = {}
-    for pattern in filter(None, (part.strip() for part in str(patterns).split(","))):
-        expanded = os.path.expanduser(pattern)
-        literal = os.path.exists(expanded)
-        matches = [expanded] if literal else sorted(glob.glob(expanded, recursive=True))
+    for pattern, matches in matched(patterns):
         files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
-            raise UserError(_no_match(pattern, option, is_directory=os.path.isdir(expanded)))
+            is_directory = os.path.isdir(os.path.expanduser(pattern))
+            raise UserError(_no_match(pattern, option, is_directory=is_directory))
         paths.update(dict.fromkeys(files))
     if not paths:
         raise UserError(

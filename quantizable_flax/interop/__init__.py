@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import ml_collections
 import numpy as np
 
-from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.errors import check_choice
 from quantizable_flax.interop.bert import bert_params
 from quantizable_flax.interop.opt import opt_params
 from quantizable_flax.interop.torch_layout import Tree
@@ -25,9 +25,5 @@ def from_state_dict(mapping: Mapping[str, np.ndarray], config: ml_collections.Co
       UserError: unknown model, a missing tensor, a wrong shape, or a tensor without a place.
     """
     name = config.model.name
-    if name not in READERS:
-        raise UserError(
-            f"model.name must be one of {', '.join(READERS)}, found {name!r}"
-            f"{nearest(name, READERS)}."
-        )
+    check_choice("model.name", name, READERS)
     return READERS[name](mapping, config)

@@ -1,4 +1,4 @@
-"""The original's attention under its own names: projections, and `alpha` for the gates."""
+"""What the families' layers share under original names: attention, `alpha` for gates, FFN."""
 
 import ml_collections
 import numpy as np
@@ -47,3 +47,25 @@ def gate_params(
         params["hidden_kernel"] = np.stack([part["kernel"] for part in inner])
         params["hidden_bias"] = np.stack([part["bias"] for part in inner])
     return params
+
+
+def layer_params(
+    reader: TensorReader,
+    prefix: str,
+    model: ml_collections.ConfigDict,
+    attention: Tree,
+    *,
+    attention_norm: str,
+    ffn_in: str,
+    ffn_out: str,
+    ffn_norm: str,
+) -> Tree:
+    """A whole layer around its attention; the names are the original's, below the prefix."""
+    width, inner = model.hidden_size, model.intermediate_size
+    return {
+        "attention": attention,
+        "attention_layer_norm": reader.layer_norm(prefix + attention_norm, width),
+        "ffn_in": reader.linear(prefix + ffn_in, width, inner),
+        "ffn_out": reader.linear(prefix + ffn_out, inner, width),
+        "ffn_layer_norm": reader.layer_norm(prefix + ffn_norm, width),
+    }

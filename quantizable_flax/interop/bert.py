@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import ml_collections
 import numpy as np
 
-from quantizable_flax.interop.attention import attention_params
+from quantizable_flax.interop.attention import attention_params, layer_params
 from quantizable_flax.interop.torch_layout import TensorReader, Tree
 
 # Aliases of tied tensors, buffers, and parts of a checkpoint that masked LM does not use.
@@ -52,13 +52,16 @@ def bert_params(mapping: Mapping[str, np.ndarray], config: ml_collections.Config
 
 
 def _layer(reader: TensorReader, prefix: str, model: ml_collections.ConfigDict) -> Tree:
-    width, inner = model.hidden_size, model.intermediate_size
+    width = model.hidden_size
     attention = attention_params(reader, f"{prefix}attention.self.", width, model)
     attention["output"] = reader.linear(f"{prefix}attention.output.dense", width, width)
-    return {
-        "attention": attention,
-        "attention_layer_norm": reader.layer_norm(f"{prefix}attention.output.LayerNorm", width),
-        "ffn_in": reader.linear(f"{prefix}intermediate.dense", width, inner),
-        "ffn_out": reader.linear(f"{prefix}output.dense", inner, width),
-        "ffn_layer_norm": reader.layer_norm(f"{prefix}output.LayerNorm", width),
-    }
+    return layer_params(
+        reader,
+        prefix,
+        model,
+        attention,
+        attention_norm="attention.output.LayerNorm",
+        ffn_in="intermediate.dense",
+        ffn_out="output.dense",
+        ffn_norm="output.LayerNorm",
+    )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import ml_collections
 import numpy as np
 
-from quantizable_flax.interop.attention import OPT_NAMES, attention_params
+from quantizable_flax.interop.attention import OPT_NAMES, attention_params, layer_params
 from quantizable_flax.interop.torch_layout import TensorReader, Tree
 from quantizable_flax.models.opt import POSITION_OFFSET
 
@@ -40,11 +40,13 @@ def opt_params(mapping: Mapping[str, np.ndarray], config: ml_collections.ConfigD
 
 
 def _layer(reader: TensorReader, prefix: str, model: ml_collections.ConfigDict) -> Tree:
-    width, inner = model.hidden_size, model.intermediate_size
-    return {
-        "attention": attention_params(reader, f"{prefix}self_attn.", width, model, OPT_NAMES),
-        "attention_layer_norm": reader.layer_norm(f"{prefix}self_attn_layer_norm", width),
-        "ffn_in": reader.linear(f"{prefix}fc1", width, inner),
-        "ffn_out": reader.linear(f"{prefix}fc2", inner, width),
-        "ffn_layer_norm": reader.layer_norm(f"{prefix}final_layer_norm", width),
-    }
+    return layer_params(
+        reader,
+        prefix,
+        model,
+        attention_params(reader, f"{prefix}self_attn.", model.hidden_size, model, OPT_NAMES),
+        attention_norm="self_attn_layer_norm",
+        ffn_in="fc1",
+        ffn_out="fc2",
+        ffn_norm="final_layer_norm",
+    )

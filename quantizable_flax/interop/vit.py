@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.interop.attention import attention_params
+from quantizable_flax.interop.attention import attention_params, layer_params
 from quantizable_flax.interop.torch_layout import TensorReader, Tree
 
 IGNORABLE = ("vit.pooler.dense.weight", "vit.pooler.dense.bias")
@@ -44,18 +44,21 @@ def _hugging_face(reader: TensorReader, model: ml_collections.ConfigDict) -> Tre
         "final_layer_norm": reader.layer_norm("vit.layernorm", model.hidden_size),
         "head": reader.linear("classifier", model.hidden_size, model.num_classes),
     }
-    width, inner = model.hidden_size, model.intermediate_size
+    width = model.hidden_size
     for i in range(model.num_layers):
         prefix = f"vit.encoder.layer.{i}."
         attention = attention_params(reader, f"{prefix}attention.attention.", width, model)
         attention["output"] = reader.linear(f"{prefix}attention.output.dense", width, width)
-        params[f"layer_{i}"] = {
-            "attention": attention,
-            "attention_layer_norm": reader.layer_norm(f"{prefix}layernorm_before", width),
-            "ffn_in": reader.linear(f"{prefix}intermediate.dense", width, inner),
-            "ffn_out": reader.linear(f"{prefix}output.dense", inner, width),
-            "ffn_layer_norm": reader.layer_norm(f"{prefix}layernorm_after", width),
-        }
+        params[f"layer_{i}"] = layer_params(
+            reader,
+            prefix,
+            model,
+            attention,
+            attention_norm="layernorm_before",
+            ffn_in="intermediate.dense",
+            ffn_out="output.dense",
+            ffn_norm="layernorm_after",
+        )
     return params
 
 
@@ -65,7 +68,7 @@ def _timm(reader: TensorReader, model: ml_collections.ConfigDict) -> Tree:
             "weights under timm's names have no gates, found "
             f"model.attention.gate={model.attention.gate!r}: set it to none."
         )
-    width, inner = model.hidden_size, model.intermediate_size
+    width = model.hidden_size
     if model.num_registers:
         raise UserError(
             "timm's models with registers add positions to them or to patches alone, found "
@@ -79,7 +82,6 @@ def _timm(reader: TensorReader, model: ml_collections.ConfigDict) -> Tree:
             norm="patch_embed.norm",
             cls="cls_token",
             position="pos_embed",
-            registers="",
         ),
         "final_layer_norm": reader.layer_norm("norm", width),
         "head": reader.linear("head", width, model.num_classes),
@@ -93,13 +95,16 @@ def _timm(reader: TensorReader, model: ml_collections.ConfigDict) -> Tree:
             for k, ours in enumerate(("query", "key", "value"))
         }
         attention["output"] = reader.linear(f"{prefix}attn.proj", width, width)
-        params[f"layer_{i}"] = {
-            "attention": attention,
-            "attention_layer_norm": reader.layer_norm(f"{prefix}norm1", width),
-            "ffn_in": reader.linear(f"{prefix}mlp.fc1", width, inner),
-            "ffn_out": reader.linear(f"{prefix}mlp.fc2", inner, width),
-            "ffn_layer_norm": reader.layer_norm(f"{prefix}norm2", width),
-        }
+        params[f"layer_{i}"] = layer_params(
+            reader,
+            prefix,
+            model,
+            attention,
+            attention_norm="norm1",
+            ffn_in="mlp.fc1",
+            ffn_out="mlp.fc2",
+            ffn_norm="norm2",
+        )
     return params
 
 
@@ -111,7 +116,7 @@ def _embeddings(
     norm: str,
     cls: str,
     position: str,
-    registers: str,
+    registers: str = "",
 ) -> Tree:
     width = model.hidden_size
     tokens = 1 + (model.image_size // model.patch_size) ** 2

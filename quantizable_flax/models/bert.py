@@ -1,20 +1,16 @@
 """BERT for masked language modelling: post-LN, erf GELU, tied decoder (arXiv 1810.04805)."""
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.errors import UserError
-from quantizable_flax.models.layers import TransformerConfig
+from quantizable_flax.models.layers import TransformerConfig, check_positions, gelu, residual
 from quantizable_flax.models.losses import Scores, select_labelled, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.quantization.layers import Embed, partitioned_param
 from quantizable_flax.quantization.sites import Site
-
-gelu = functools.partial(nn.gelu, approximate=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +53,8 @@ class BertEmbeddings(nn.Module):
         if token_type_ids_BxT is None:
             token_type_ids_BxT = jnp.zeros_like(input_ids_BxT)
         x = self.word_type_sum(self.word(input_ids_BxT) + self.token_type(token_type_ids_BxT))
-        length, known = input_ids_BxT.shape[1], self.config.max_position_embeddings
-        if length > known:  # the lookup would silently repeat the last position
-            raise UserError(f"the model has {known} positions, found sequences of {length} tokens.")
+        length = input_ids_BxT.shape[1]
+        check_positions(length, self.config.max_position_embeddings)
         positions_T = jnp.arange(length)
         x = self.position_sum(x + self.position(positions_T)[None])
         return self.dropout(self.layer_norm(x), deterministic=not train)
@@ -82,8 +77,7 @@ class BertLayer(nn.Module):
 
     def _add_and_norm(self, block: str, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
         c = self.config
-        y = nn.Dropout(c.hidden_dropout, deterministic=not train)(y)
-        x = Site(c.quant, name=f"{block}_residual")(x + y)
+        x = residual(c, block, x, y, train=train)
         return c.layer_norm(name=f"{block}_layer_norm")(x)
 
 

@@ -1,9 +1,11 @@
 """What the families share: sizes, and layers that carry a model's dtype and quantization."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from quantizable_flax.attention.attention import MultiHeadAttention
@@ -11,7 +13,10 @@ from quantizable_flax.attention.gate import GateConfig
 from quantizable_flax.attention.softmax import SoftmaxFn, softmax
 from quantizable_flax.errors import UserError
 from quantizable_flax.quantization.layers import Dense, Embed, LayerNorm
+from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.spec import QuantSpec
+
+gelu = functools.partial(nn.gelu, approximate=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +41,11 @@ class TransformerConfig:
         for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} must be at least 1, found {getattr(self, name)}.")
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                "model.num_heads must divide model.hidden_size, found "
+                f"{self.num_heads} heads and hidden size {self.hidden_size}."
+            )
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"model.{name} must be in [0, 1), found {getattr(self, name)}.")
@@ -89,3 +99,17 @@ class TransformerConfig:
             quant=self.quant,
             **options,
         )
+
+
+def residual(
+    config: TransformerConfig, block: str, x: jax.Array, y: jax.Array, *, train: bool
+) -> jax.Array:
+    """`x + dropout(y)` through the site `{block}_residual`; called by a layer's compact method."""
+    y = nn.Dropout(config.hidden_dropout, deterministic=not train)(y)
+    return Site(config.quant, name=f"{block}_residual")(x + y)
+
+
+def check_positions(length: int, known: int) -> None:
+    """Raises UserError for more tokens than positions: lookups would repeat the last one."""
+    if length > known:
+        raise UserError(f"the model has {known} positions, found sequences of {length} tokens.")

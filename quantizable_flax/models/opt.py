@@ -6,8 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.errors import UserError
-from quantizable_flax.models.layers import TransformerConfig
+from quantizable_flax.models.layers import TransformerConfig, check_positions, residual
 from quantizable_flax.models.losses import IGNORED, Scores, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.quantization.sites import Site
@@ -93,19 +92,15 @@ class OptLayer(nn.Module):
         norm = c.layer_norm(name="attention_layer_norm")
         y = norm(x_BxTxD) if c.pre_layer_norm else x_BxTxD
         y = attention(y, mask, train=train, cache_at=cache_at)
-        x_BxTxD = self._add("attention", x_BxTxD, y, train)
+        x_BxTxD = residual(c, "attention", x_BxTxD, y, train=train)
         x_BxTxD = x_BxTxD if c.pre_layer_norm else norm(x_BxTxD)
 
         norm = c.layer_norm(name="ffn_layer_norm")
         y = norm(x_BxTxD) if c.pre_layer_norm else x_BxTxD
         y = c.dense(c.intermediate_size, ("embed", "mlp"), activation=nn.relu, name="ffn_in")(y)
         y = c.dense(c.hidden_size, ("mlp", "embed"), name="ffn_out")(y)
-        x_BxTxD = self._add("ffn", x_BxTxD, y, train)
+        x_BxTxD = residual(c, "ffn", x_BxTxD, y, train=train)
         return x_BxTxD if c.pre_layer_norm else norm(x_BxTxD)
-
-    def _add(self, block: str, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
-        y = nn.Dropout(self.config.hidden_dropout, deterministic=not train)(y)
-        return Site(self.config.quant, name=f"{block}_residual")(x + y)
 
 
 class OptForCausalLM(nn.Module):
@@ -135,7 +130,7 @@ class OptForCausalLM(nn.Module):
         self, input_ids_BxT: jax.Array, attention_mask_BxT: jax.Array | None = None
     ) -> jax.Array:
         """Returns the embeddings [B, T, D]; positions count the tokens that the mask shows."""
-        self._check_length(input_ids_BxT.shape[1])
+        check_positions(input_ids_BxT.shape[1], self.config.max_position_embeddings)
         if attention_mask_BxT is None:
             attention_mask_BxT = jnp.ones_like(input_ids_BxT)
         return self.embeddings(input_ids_BxT, positions(attention_mask_BxT))
@@ -216,8 +211,8 @@ class OptForCausalLM(nn.Module):
 
     def empty_cache(self, batch_size: int, length: int) -> dict:
         """The collection `cache` for `extend`: zeros for `length` tokens of each sequence."""
-        self._check_length(length)
         c = self.config
+        check_positions(length, c.max_position_embeddings)
         shape = (batch_size, length, c.num_heads, c.hidden_size // c.num_heads)
         return {
             f"layer_{i}": {
@@ -235,11 +230,6 @@ class OptForCausalLM(nn.Module):
         if self.config.pre_layer_norm:
             x = self.final_layer_norm(x)
         return self.project_out(x) if self.config.projects else x
-
-    def _check_length(self, length: int) -> None:
-        known = self.config.max_position_embeddings
-        if length > known:  # the lookup would silently repeat the last position
-            raise UserError(f"the model has {known} positions, found sequences of {length} tokens.")
 
 
 def positions(attention_mask_BxT: jax.Array) -> jax.Array:

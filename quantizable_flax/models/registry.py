@@ -9,7 +9,7 @@ import ml_collections
 
 from quantizable_flax.attention.gate import GateConfig
 from quantizable_flax.attention.softmax import SoftmaxFn, make_softmax
-from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.models import bert, opt, vit
 from quantizable_flax.quantization.spec import QuantSpec
 
@@ -41,11 +41,7 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
       UserError: unknown model, softmax, gate or dtype, or sizes that do not fit together.
     """
     model = config.model
-    if model.name not in FAMILIES:
-        raise UserError(
-            f"model.name must be one of {', '.join(FAMILIES)}, found {model.name!r}"
-            f"{nearest(model.name, FAMILIES)}."
-        )
+    check_choice("model.name", model.name, FAMILIES)
     family = FAMILIES[model.name]
     fields = {field.name for field in dataclasses.fields(family.config)}
     keys = set(model) - {"name", "attention", "dtype"}
@@ -54,24 +50,11 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
             f"model.name cannot be changed to {model.name!r} in a configuration of another family "
             f"(it has model.{min(keys - fields)}): start from a recipe of that family."
         )
-    _check_sizes(model)
+    check_choice("model.dtype", model.dtype, DTYPES)
     # A tuple, so that the frozen config can be hashed.
     values = {key: tuple(v) if isinstance(v := model[key], list) else v for key in keys}
     built = family.config(**values, dtype=DTYPES[model.dtype], gate=_gate(model.attention))
     return family.module(dataclasses.replace(built, softmax_fn=_softmax(config, built)))
-
-
-def _check_sizes(model: ml_collections.ConfigDict) -> None:
-    if model.dtype not in DTYPES:
-        raise UserError(
-            f"model.dtype must be one of {', '.join(DTYPES)}, found {model.dtype!r}"
-            f"{nearest(model.dtype, DTYPES)}."
-        )
-    if model.num_heads < 1 or model.hidden_size % model.num_heads:
-        raise UserError(
-            "model.num_heads must divide model.hidden_size, found "
-            f"{model.num_heads} heads and hidden size {model.hidden_size}."
-        )
 
 
 def _softmax(config: ml_collections.ConfigDict, built: Any) -> SoftmaxFn:

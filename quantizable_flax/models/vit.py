@@ -1,21 +1,18 @@
 """ViT for image classification: pre-LN, class token, erf GELU (arXiv 2010.11929)."""
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.layers import TransformerConfig
+from quantizable_flax.models.layers import TransformerConfig, gelu, residual
 from quantizable_flax.models.losses import Scores, class_scores, smooth_targets
 from quantizable_flax.models.metric import TOP1
 from quantizable_flax.models.mixing import mix
 from quantizable_flax.quantization.layers import partitioned_param
 from quantizable_flax.quantization.sites import Site, WeightSite
-
-gelu = functools.partial(nn.gelu, approximate=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,16 +137,12 @@ class VitLayer(nn.Module):
         c = self.config
         y = c.layer_norm(name="attention_layer_norm")(x_BxTxD)
         y = c.attention(name="attention")(y, train=train)
-        x_BxTxD = self._add("attention", x_BxTxD, y, train)
+        x_BxTxD = residual(c, "attention", x_BxTxD, y, train=train)
         y = c.layer_norm(name="ffn_layer_norm")(x_BxTxD)
         y = c.dense(c.intermediate_size, ("embed", "mlp"), activation=gelu, name="ffn_in")(y)
         y = nn.Dropout(c.hidden_dropout, deterministic=not train)(y)
         y = c.dense(c.hidden_size, ("mlp", "embed"), name="ffn_out")(y)
-        return self._add("ffn", x_BxTxD, y, train)
-
-    def _add(self, block: str, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
-        y = nn.Dropout(self.config.hidden_dropout, deterministic=not train)(y)
-        return Site(self.config.quant, name=f"{block}_residual")(x + y)
+        return residual(c, "ffn", x_BxTxD, y, train=train)
 
 
 class VitForImageClassification(nn.Module):

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
-from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.errors import UserError, check_choice, nearest
 
 WEIGHT_ESTIMATORS = ("minmax", "mse")
 MIN_BITS, MAX_BITS = 2, 16
@@ -48,11 +48,7 @@ class QuantSpec:
             bits = getattr(self, field)
             if bits is not None and not MIN_BITS <= bits <= MAX_BITS:
                 raise UserError(f"quant {field} must be in {MIN_BITS}..{MAX_BITS}, found {bits}.")
-        if self.weight_estimator not in WEIGHT_ESTIMATORS:
-            raise UserError(
-                f"quant.weight_estimator must be one of {', '.join(WEIGHT_ESTIMATORS)}, found "
-                f"{self.weight_estimator!r}{nearest(self.weight_estimator, WEIGHT_ESTIMATORS)}."
-            )
+        check_choice("quant.weight_estimator", self.weight_estimator, WEIGHT_ESTIMATORS)
         if not 0.0 <= self.momentum < 1.0:
             raise UserError(f"quant.momentum must be in [0, 1), found {self.momentum}.")
         if self.percentile is not None and not 50.0 < self.percentile <= 100.0:

@@ -6,7 +6,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.errors import UserError, check_choice
 
 SCHEDULES = ("linear", "cosine")
 NEVER_DECAYED = ("cls_token", "register_tokens", "position_table")
@@ -24,11 +24,7 @@ def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
     Raises:
       UserError: a negative warm-up or another schedule.
     """
-    if optimizer.schedule not in SCHEDULES:
-        raise UserError(
-            f"optimizer.schedule must be one of {', '.join(SCHEDULES)}, found "
-            f"{optimizer.schedule!r}{nearest(optimizer.schedule, SCHEDULES)}."
-        )
+    check_choice("optimizer.schedule", optimizer.schedule, SCHEDULES)
     steps, warmup, peak = (
         optimizer.decay_steps or steps,
         optimizer.warmup_steps,

@@ -1,6 +1,5 @@
 """Images of local folders and tars, as one dataset."""
 
-import glob
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,9 @@ from quantizable_flax.data.images.layout import (
     ImageFile,
     read_layout,
 )
-from quantizable_flax.data.images.pool import Pool, name_position
+from quantizable_flax.data.images.pool import Pool
+from quantizable_flax.data.paths import matched
+from quantizable_flax.data.splits import position
 from quantizable_flax.errors import UserError
 
 
@@ -89,7 +90,7 @@ def _make_pool(containers: Sequence[Container], images: Classes) -> Pool:
     """
     classes = sorted(images)
     ranked = [
-        (name_position(file.key), file.key, file.container, label, file)
+        (position(file.key), file.key, file.container, label, file)
         for label, name in enumerate(classes)
         for file in images[name]
     ]
@@ -105,10 +106,7 @@ def expand(patterns: str, option: str) -> list[str]:
       UserError: a path or glob that matches nothing, or no path at all.
     """
     paths: dict[str, str] = {}
-    for pattern in filter(None, (part.strip() for part in str(patterns).split(","))):
-        expanded = os.path.expanduser(pattern)
-        literal = os.path.exists(expanded)
-        matches = [expanded] if literal else sorted(glob.glob(expanded, recursive=True))
+    for pattern, matches in matched(patterns):
         if not matches:
             raise UserError(
                 f"expected folders or tars that match {pattern!r} in {option}, found none; "

@@ -1,7 +1,6 @@
 """Labelled images with random access, and parts of them."""
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -79,9 +78,3 @@ class Relabelled:
 def random_positions(count: int) -> np.ndarray:
     """Returns `count` places in [0, 1); the first ones stay as they are when more are asked for."""
     return np.random.Generator(np.random.Philox(_SPLIT_SEED)).random(count)
-
-
-def name_position(name: str) -> float:
-    """Returns the place of an image in [0, 1) that its name alone decides."""
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=6).digest()
-    return int.from_bytes(digest, "big") / 2**48

@@ -1,6 +1,5 @@
 """The images of the configured source, split into training and validation."""
 
-import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,6 +9,7 @@ from quantizable_flax.data.images.digits import open_digits
 from quantizable_flax.data.images.files import FileDataset, expand
 from quantizable_flax.data.images.pool import Pool
 from quantizable_flax.data.images.tfds_images import TfdsDataset
+from quantizable_flax.data.paths import check_disjoint
 from quantizable_flax.errors import UserError, nearest
 
 _NAMES = ("auto", "embedded", "folder")
@@ -81,11 +81,5 @@ def open_validation_files(data: ConfigDict) -> Pool:
     """
     files = FileDataset(data.validation_files, "data.validation_files")
     if data.files:
-        train = map(os.path.realpath, expand(data.files, "data.files"))
-        shared = set(map(os.path.realpath, files.paths)) & set(train)
-        if shared:
-            raise UserError(
-                f"expected different files for training and validation, found {min(shared)} in "
-                "both; take it out of data.files or of data.validation_files"
-            )
+        check_disjoint(expand(data.files, "data.files"), files.paths)
     return files.validation()

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from quantizable_flax.data.images.augment import AugmentImage, PrepareImage, make_recipe
 from quantizable_flax.data.images.pool import Pool
 from quantizable_flax.data.images.sources import Dataset, open_validation_files, opener
+from quantizable_flax.data.splits import validation_fraction
 from quantizable_flax.data.task import SPLITS, Source, Task, Transform
 from quantizable_flax.errors import UserError, nearest
 
@@ -30,7 +31,7 @@ class ImageTask(Task):
         self._data, self._num_classes = config.data, config.model.num_classes
         self._recipe = make_recipe(config)
         self._open = opener(config)
-        self._fraction = _fraction(config.data)
+        self._fraction = validation_fraction(config.data)
         self._known: tuple[str, ...] | None = None
         if assets is not None:
             self._known = _classes_of(assets)
@@ -118,12 +119,3 @@ def _classes_of(assets: Mapping[str, Any]) -> tuple[str, ...]:
             f"{', '.join(sorted(assets)) or 'nothing'}; use a checkpoint of an image model"
         )
     return tuple(classes)
-
-
-def _fraction(data: ConfigDict) -> float:
-    fraction = data.validation_fraction
-    if not 0 <= fraction < 1:
-        raise UserError(
-            f"expected data.validation_fraction in [0, 1), found {fraction}; the default is 0.05"
-        )
-    return float(fraction)

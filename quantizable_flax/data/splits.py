@@ -1,0 +1,23 @@
+"""Which examples are set aside for validation where the data do not say it."""
+
+import hashlib
+
+from ml_collections import ConfigDict
+
+from quantizable_flax.errors import UserError
+
+
+def validation_fraction(data_cfg: ConfigDict) -> float:
+    """Returns data.validation_fraction; raises UserError outside [0, 1)."""
+    fraction = data_cfg.validation_fraction
+    if not 0 <= fraction < 1:
+        raise UserError(
+            f"expected data.validation_fraction in [0, 1), found {fraction}; the default is 0.05"
+        )
+    return float(fraction)
+
+
+def position(text: str) -> float:
+    """Returns the place of a text or name in [0, 1), uniform, that it alone decides."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=6).digest()
+    return int.from_bytes(digest, "big") / 2**48
