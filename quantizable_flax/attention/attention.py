@@ -15,6 +15,7 @@ from quantizable_flax.quantization.layers import Dense
 from quantizable_flax.quantization.sites import Site, record
 from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.quantization.statistics import zero_share
+from quantizable_flax.quantization.tensor import Quantized, Tensor, product, split_last, values
 
 
 class MultiHeadAttention(nn.Module):
@@ -49,13 +50,13 @@ class MultiHeadAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_BxTxD: jax.Array,
+        x_BxTxD: Tensor,
         mask: jax.Array | None = None,
         *,
         train: bool = False,
         cache_at: jax.Array | None = None,
-    ) -> jax.Array:
-        """Returns [B, T, D].
+    ) -> Tensor:
+        """Returns [B, T, D], on a grid if `quant` is given.
 
         Args:
           x_BxTxD: the layer's input.
@@ -77,18 +78,20 @@ class MultiHeadAttention(nn.Module):
             k_BxTxHxK = self._cached("key", k_BxTxHxK, cache_at)
             v_BxTxHxK = self._cached("value", v_BxTxHxK, cache_at)
         scores_BxHxTxS = attention_scores(q_BxTxHxK, k_BxTxHxK)
-        scores_BxHxTxS = Site(self.quant, name="scores")(scores_BxHxTxS)
-        probs_BxHxTxS = self.softmax_fn(scores_BxHxTxS, mask)
-        record(self, "zero_share", lambda: zero_share(probs_BxHxTxS, mask))
-        probs_BxHxTxS = Site(self.quant, name="probs")(probs_BxHxTxS)
-        probs_BxHxTxS = nn.Dropout(self.dropout_rate, deterministic=not train)(probs_BxHxTxS)
+        scores_BxHxTxS = values(Site(self.quant, name="scores")(scores_BxHxTxS))
+        exact_BxHxTxS = self.softmax_fn(scores_BxHxTxS, mask)
+        record(self, "zero_share", lambda: zero_share(exact_BxHxTxS, mask))
+        probs_BxHxTxS = Site(self.quant, name="probs")(exact_BxHxTxS)
+        if train and self.dropout_rate:
+            dropout = nn.Dropout(self.dropout_rate, deterministic=False)
+            probs_BxHxTxS = dropout(values(probs_BxHxTxS))
         context_BxTxHxK = attention_context(probs_BxHxTxS, v_BxTxHxK)
         context_BxTxD = self._gated(context_BxTxHxK, x_BxTxD)
         if not self.output_projection:
             return context_BxTxD
         return self._dense(width, ("heads", "embed"), "output")(context_BxTxD)
 
-    def _gated(self, context_BxTxHxK: jax.Array, x_BxTxD: jax.Array) -> jax.Array:
+    def _gated(self, context_BxTxHxK: jax.Array, x_BxTxD: Tensor) -> Tensor:
         """The context times the gate, heads merged, on the grids of the scheme: [B, T, D]."""
         merged = x_BxTxD.shape
         if self.gate is None:
@@ -96,30 +99,39 @@ class MultiHeadAttention(nn.Module):
         split = context_BxTxHxK.shape
         if self.context_before_gate:
             context_BxTxD = Site(self.quant, name="context")(context_BxTxHxK.reshape(merged))
-            context_BxTxHxK = context_BxTxD.reshape(split)
-        gate_BxTxHx1 = Gate(self.gate, self.num_heads, name="gate")(x_BxTxD)
+            context_BxTxHxK = values(context_BxTxD).reshape(split)
+        gate_BxTxHx1 = Gate(self.gate, self.num_heads, name="gate")(values(x_BxTxD))
         gated_BxTxHxK = context_BxTxHxK * gate_BxTxHx1.astype(context_BxTxHxK.dtype)
         if not self.context_before_gate:
             return Site(self.quant, name="context")(gated_BxTxHxK.reshape(merged))
         quant = self.quant if self.quant and self.quant.gated_context else None
         return Site(quant, name="gated_context")(gated_BxTxHxK.reshape(merged))
 
-    def _cached(self, name: str, new_BxTxHxK: jax.Array, start: jax.Array) -> jax.Array:
-        """Writes into the cache, returns all of it, [B, S, H, K]."""
+    def _cached(self, name: str, new_BxTxHxK: Tensor, start: jax.Array) -> Tensor:
+        """Writes into the cache, returns all of it, [B, S, H, K].
+
+        Codes on one grid for all tokens are kept as codes, anything else as values.
+        """
         if not self.has_variable("cache", name):
             raise UserError(
                 "attention with cache_at needs the collection `cache`, found none: allocate it "
                 "with the model's empty_cache."
             )
+        if isinstance(new_BxTxHxK, Quantized) and not jnp.ndim(new_BxTxHxK.scale):
+            return new_BxTxHxK.with_codes(self._write(name, new_BxTxHxK.codes, start))
+        return self._write(name, values(new_BxTxHxK), start)
+
+    def _write(self, name: str, new_BxTxHxK: jax.Array, start: jax.Array) -> jax.Array:
+        cache_BxSxHxK: jax.Array = self.get_variable("cache", name)
         cache_BxSxHxK = jax.lax.dynamic_update_slice_in_dim(
-            self.get_variable("cache", name), new_BxTxHxK, start, axis=1
+            cache_BxSxHxK, new_BxTxHxK.astype(cache_BxSxHxK.dtype), start, axis=1
         )
         self.put_variable("cache", name, cache_BxSxHxK)
-        return cache_BxSxHxK
+        return cache_BxSxHxK.astype(new_BxTxHxK.dtype)
 
-    def _heads(self, x_BxTxD: jax.Array, name: str) -> jax.Array:
+    def _heads(self, x_BxTxD: Tensor, name: str) -> Tensor:
         y_BxTxD = self._dense(x_BxTxD.shape[-1], ("embed", "heads"), name)(x_BxTxD)
-        return y_BxTxD.reshape(*y_BxTxD.shape[:-1], self.num_heads, -1)
+        return split_last(y_BxTxD, self.num_heads)
 
     def _dense(self, features: int, axes: tuple[str, str], name: str) -> Dense:
         return Dense(
@@ -132,17 +144,16 @@ class MultiHeadAttention(nn.Module):
         )
 
 
-def attention_scores(q_BxTxHxK: jax.Array, k_BxSxHxK: jax.Array) -> jax.Array:
+def attention_scores(q_BxTxHxK: Tensor, k_BxSxHxK: Tensor) -> jax.Array:
     """`q . k / sqrt(d)` in float32: [B, H, T, S]; any batch axes."""
-    scores = jnp.einsum(
-        "...THK,...SHK->...HTS", q_BxTxHxK, k_BxSxHxK, preferred_element_type=jnp.float32
-    )
+    scores = product("...THK,...SHK->...HTS", q_BxTxHxK, k_BxSxHxK)
     return scores / math.sqrt(q_BxTxHxK.shape[-1])
 
 
-def attention_context(probs_BxHxTxS: jax.Array, v_BxSxHxK: jax.Array) -> jax.Array:
+def attention_context(probs_BxHxTxS: Tensor, v_BxSxHxK: Tensor) -> jax.Array:
     """Sum of the values weighted by the probabilities, in v's dtype: [B, T, H, K]."""
-    return jnp.einsum("...HTS,...SHK->...THK", probs_BxHxTxS.astype(v_BxSxHxK.dtype), v_BxSxHxK)
+    context = product("...HTS,...SHK->...THK", probs_BxHxTxS, v_BxSxHxK, dtype=v_BxSxHxK.dtype)
+    return context.astype(v_BxSxHxK.dtype)
 
 
 def attention_fn(

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from quantizable_flax.models.layers import TransformerConfig, check_positions, gelu, residual
 from quantizable_flax.models.losses import Scores, select_labelled, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
-from quantizable_flax.quantization.layers import Embed, partitioned_param
+from quantizable_flax.quantization.layers import Dropout, Embed, partitioned_param
 from quantizable_flax.quantization.sites import Site
+from quantizable_flax.quantization.tensor import Tensor, values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +39,17 @@ class BertEmbeddings(nn.Module):
     def setup(self):
         """Declares the tables; `word` is shared with the decoder."""
         c = self.config
-        self.word = c.embed(c.vocab_size, ("vocab", "embed"), frozen_id=c.pad_token_id)
+        self.word = c.tied_embed(c.vocab_size, ("vocab", "embed"), frozen_id=c.pad_token_id)
         self.token_type = c.embed(c.type_vocab_size, (None, "embed"))
         self.position = c.embed(c.max_position_embeddings, (None, "embed"))
         self.word_type_sum = Site(c.quant)
         self.position_sum = Site(c.quant)
         self.layer_norm = c.layer_norm()
-        self.dropout = nn.Dropout(c.hidden_dropout)
+        self.dropout = Dropout(c.hidden_dropout)
 
     def __call__(
         self, input_ids_BxT: jax.Array, token_type_ids_BxT: jax.Array | None, *, train: bool
-    ) -> jax.Array:
+    ) -> Tensor:
         """Returns [B, T, D]."""
         if token_type_ids_BxT is None:
             token_type_ids_BxT = jnp.zeros_like(input_ids_BxT)
@@ -56,7 +57,7 @@ class BertEmbeddings(nn.Module):
         length = input_ids_BxT.shape[1]
         check_positions(length, self.config.max_position_embeddings)
         positions_T = jnp.arange(length)
-        x = self.position_sum(x + self.position(positions_T)[None])
+        x = self.position_sum(values(x) + self.position(positions_T)[None])
         return self.dropout(self.layer_norm(x), deterministic=not train)
 
 
@@ -66,7 +67,7 @@ class BertLayer(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, mask: jax.Array | None, *, train: bool) -> jax.Array:
+    def __call__(self, x_BxTxD: Tensor, mask: jax.Array | None, *, train: bool) -> Tensor:
         """Returns [B, T, D]; mask broadcasts to [B, H, T, T]."""
         c = self.config
         y = c.attention(name="attention")(x_BxTxD, mask, train=train)
@@ -75,25 +76,30 @@ class BertLayer(nn.Module):
         y = c.dense(c.hidden_size, ("mlp", "embed"), name="ffn_out")(y)
         return self._add_and_norm("ffn", x_BxTxD, y, train)
 
-    def _add_and_norm(self, block: str, x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
+    def _add_and_norm(self, block: str, x: Tensor, y: Tensor, train: bool) -> Tensor:
         c = self.config
         x = residual(c, block, x, y, train=train)
         return c.layer_norm(name=f"{block}_layer_norm")(x)
 
 
 class MlmHead(nn.Module):
-    """Dense, GELU, LayerNorm before the tied decoder; in floating point in every setup."""
+    """Dense, GELU, LayerNorm before the tied decoder; in every published setup in floating point.
+
+    The setup `all` quantizes it like every other layer, which is an extension of ours.
+    """
 
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, word: Embed) -> jax.Array:
+    def __call__(self, x: Tensor, word: Embed) -> jax.Array:
         """[..., D] -> float32 logits [..., V]."""
-        c = self.config
-        x = c.dense(c.hidden_size, ("embed", "mlp"), activation=gelu, quant=None, name="dense")(x)
-        x = c.layer_norm(quant=None, name="layer_norm")(x)
+        c, quant = self.config, self.config.head_quant
+        x = x if quant is not None else values(x)
+        x = c.dense(c.hidden_size, ("embed", "mlp"), activation=gelu, quant=quant, name="dense")(x)
+        quant = quant and quant.for_layer_norm()
+        x = c.layer_norm(quant=quant, name="layer_norm")(x)
         bias = partitioned_param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",))
-        return word.attend(x) + bias
+        return values(Site(c.head_quant, name="logits")(word.attend(x) + bias))
 
 
 class BertForMaskedLM(nn.Module):
@@ -101,7 +107,6 @@ class BertForMaskedLM(nn.Module):
 
     config: BertConfig
     metric = PERPLEXITY
-    quantizable_head = False
     has_final_layer_norm = False
 
     def setup(self):
@@ -120,6 +125,15 @@ class BertForMaskedLM(nn.Module):
         train: bool = False,
     ) -> jax.Array:
         """Returns the last hidden states [B, T, D]."""
+        return values(self._encode(input_ids_BxT, attention_mask_BxT, token_type_ids_BxT, train))
+
+    def _encode(
+        self,
+        input_ids_BxT: jax.Array,
+        attention_mask_BxT: jax.Array | None,
+        token_type_ids_BxT: jax.Array | None,
+        train: bool,
+    ) -> Tensor:
         x = self.embeddings(input_ids_BxT, token_type_ids_BxT, train=train)
         mask = None
         if attention_mask_BxT is not None:
@@ -144,7 +158,7 @@ class BertForMaskedLM(nn.Module):
           token_type_ids_BxT: segment ids; None means all 0.
           train: True applies dropout and needs a "dropout" rng.
         """
-        x = self.encode(input_ids_BxT, attention_mask_BxT, token_type_ids_BxT, train=train)
+        x = self._encode(input_ids_BxT, attention_mask_BxT, token_type_ids_BxT, train)
         return self.mlm_head(x, self.embeddings.word)
 
     def loss(self, batch: dict[str, jax.Array], *, train: bool = False) -> Scores:
@@ -155,11 +169,11 @@ class BertForMaskedLM(nn.Module):
             and `token_type_ids`.
           train: as in `__call__`.
         """
-        x_BxTxD = self.encode(
+        x_BxTxD = self._encode(
             batch["input_ids"],
             batch.get("attention_mask"),
             batch.get("token_type_ids"),
-            train=train,
+            train,
         )
         labels_BxT = batch["labels"]
         if self.config.max_predictions:

@@ -5,16 +5,16 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from quantizable_flax.attention.attention import MultiHeadAttention
 from quantizable_flax.attention.gate import GateConfig
 from quantizable_flax.attention.softmax import SoftmaxFn, softmax
 from quantizable_flax.errors import UserError
-from quantizable_flax.quantization.layers import Dense, Embed, LayerNorm
+from quantizable_flax.quantization.layers import Dense, Dropout, Embed, LayerNorm
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.spec import QuantSpec
+from quantizable_flax.quantization.tensor import Tensor, values
 
 gelu = functools.partial(nn.gelu, approximate=False)
 
@@ -87,6 +87,10 @@ class TransformerConfig:
             **options,
         )
 
+    def tied_embed(self, rows: int, axes: tuple[str | None, str], **options: Any) -> Embed:
+        """As `embed`, for the table that the head multiplies by too."""
+        return self.embed(rows, axes, head="quantized" if self.head_quant else "float", **options)
+
     def attention(self, **options: Any) -> MultiHeadAttention:
         """The attention layer of this configuration."""
         return MultiHeadAttention(
@@ -101,12 +105,10 @@ class TransformerConfig:
         )
 
 
-def residual(
-    config: TransformerConfig, block: str, x: jax.Array, y: jax.Array, *, train: bool
-) -> jax.Array:
+def residual(config: TransformerConfig, block: str, x: Tensor, y: Tensor, *, train: bool) -> Tensor:
     """`x + dropout(y)` through the site `{block}_residual`; called by a layer's compact method."""
-    y = nn.Dropout(config.hidden_dropout, deterministic=not train)(y)
-    return Site(config.quant, name=f"{block}_residual")(x + y)
+    y = Dropout(config.hidden_dropout)(y, deterministic=not train)
+    return Site(config.quant, name=f"{block}_residual")(values(x) + values(y))
 
 
 def check_positions(length: int, known: int) -> None:

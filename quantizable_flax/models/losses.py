@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from quantizable_flax.quantization.tensor import Quantized, Tensor
+
 IGNORED = -100
 
 
@@ -55,9 +57,7 @@ def smooth_targets(labels_B: jax.Array, classes: int, smoothing: float) -> jax.A
     return (1.0 - smoothing) * one_hot + smoothing / classes
 
 
-def select_labelled(
-    x_BxTxD: jax.Array, labels_BxT: jax.Array, count: int
-) -> tuple[jax.Array, jax.Array]:
+def select_labelled(x_BxTxD: Tensor, labels_BxT: jax.Array, count: int) -> tuple[Tensor, jax.Array]:
     """Gathers the first `count` labelled positions of each sequence, [B, count, D] and [B, count].
 
     Sequences with fewer labels are filled up with unlabelled positions. The decoder then works on
@@ -65,5 +65,9 @@ def select_labelled(
     """
     # A stable sort puts labelled positions first and keeps their order.
     positions = jnp.argsort(labels_BxT == IGNORED, axis=1, stable=True)[:, :count]
-    x = jnp.take_along_axis(x_BxTxD, positions[..., None], axis=1)
+
+    def pick(a_BxTxD: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(a_BxTxD, positions[..., None], axis=1)
+
+    x = x_BxTxD.moved(pick) if isinstance(x_BxTxD, Quantized) else pick(x_BxTxD)
     return x, jnp.take_along_axis(labels_BxT, positions, axis=1)

@@ -10,6 +10,7 @@ from quantizable_flax.models.layers import TransformerConfig, check_positions, r
 from quantizable_flax.models.losses import IGNORED, Scores, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.quantization.sites import Site
+from quantizable_flax.quantization.tensor import Tensor, values
 
 POSITION_OFFSET = 2  # rows 0 and 1 of the position table: OPT counts from 2, padding has row 1
 
@@ -53,7 +54,7 @@ class OptEmbeddings(nn.Module):
     def setup(self):
         """Declares the tables; `word` is shared with the head."""
         c = self.config
-        self.word = c.embed(
+        self.word = c.tied_embed(
             c.vocab_size,
             ("vocab", "embed"),
             features=c.word_size,
@@ -64,11 +65,11 @@ class OptEmbeddings(nn.Module):
             self.project_in = c.dense(c.hidden_size, (None, "embed"), use_bias=False)
         self.sum = Site(c.quant)
 
-    def __call__(self, input_ids_BxT: jax.Array, positions_BxT: jax.Array) -> jax.Array:
+    def __call__(self, input_ids_BxT: jax.Array, positions_BxT: jax.Array) -> Tensor:
         """Returns [B, T, D]; positions count from 0, -1 is padding."""
         x = self.word(input_ids_BxT)
         if self.config.projects:
-            x = self.project_in(x)
+            x = values(self.project_in(x))
         return self.sum(x + self.position(positions_BxT + POSITION_OFFSET))
 
 
@@ -80,12 +81,12 @@ class OptLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_BxTxD: jax.Array,
+        x_BxTxD: Tensor,
         mask: jax.Array,
         *,
         train: bool,
         cache_at: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> Tensor:
         """Returns [B, T, D]; mask broadcasts to [B, H, T, keys], `cache_at` as in attention."""
         c = self.config
         attention = c.attention(context_before_gate=True, name="attention")
@@ -108,7 +109,6 @@ class OptForCausalLM(nn.Module):
 
     config: OptConfig
     metric = PERPLEXITY
-    quantizable_head = True
 
     @property
     def has_final_layer_norm(self) -> bool:
@@ -128,7 +128,7 @@ class OptForCausalLM(nn.Module):
 
     def embed(
         self, input_ids_BxT: jax.Array, attention_mask_BxT: jax.Array | None = None
-    ) -> jax.Array:
+    ) -> Tensor:
         """Returns the embeddings [B, T, D]; positions count the tokens that the mask shows."""
         check_positions(input_ids_BxT.shape[1], self.config.max_position_embeddings)
         if attention_mask_BxT is None:
@@ -143,6 +143,11 @@ class OptForCausalLM(nn.Module):
         train: bool = False,
     ) -> jax.Array:
         """Returns the hidden states before the head, [B, T, embed_size or D]."""
+        return values(self._encode(input_ids_BxT, attention_mask_BxT, train))
+
+    def _encode(
+        self, input_ids_BxT: jax.Array, attention_mask_BxT: jax.Array | None, train: bool
+    ) -> Tensor:
         length = input_ids_BxT.shape[1]
         mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
         if attention_mask_BxT is not None:
@@ -166,12 +171,11 @@ class OptForCausalLM(nn.Module):
           attention_mask_BxT: 1 for a token, 0 for padding on either side; None shows all.
           train: True applies dropout and needs a "dropout" rng.
         """
-        return self.head(self.encode(input_ids_BxT, attention_mask_BxT, train=train))
+        return self.head(self._encode(input_ids_BxT, attention_mask_BxT, train))
 
-    def head(self, x: jax.Array) -> jax.Array:
+    def head(self, x: Tensor) -> jax.Array:
         """Hidden states before the head -> float32 logits [..., V]."""
-        quantized = self.config.head_quant is not None
-        return self.logits(self.embeddings.word.attend(x, quantized=quantized))
+        return values(self.logits(self.embeddings.word.attend(x)))
 
     def loss(self, batch: dict[str, jax.Array], *, train: bool = False) -> Scores:
         """Scores each token's prediction of the next one.
@@ -216,17 +220,25 @@ class OptForCausalLM(nn.Module):
         shape = (batch_size, length, c.num_heads, c.hidden_size // c.num_heads)
         return {
             f"layer_{i}": {
-                "attention": {name: jnp.zeros(shape, c.dtype) for name in ("key", "value")}
+                "attention": {
+                    name: jnp.zeros(shape, self._cache_dtype(f"layer_{i}/attention/{name}/output"))
+                    for name in ("key", "value")
+                }
             }
             for i in range(c.num_layers)
         }
+
+    def _cache_dtype(self, site: str) -> jnp.dtype:
+        """int8 where the site's codes are that, else the compute dtype."""
+        quant = self.config.quant
+        return jnp.int8 if quant is not None and quant.serves_int8(site) else self.config.dtype
 
     def example_batch(self) -> dict[str, jax.Array]:
         """The smallest batch that the model can be initialised with."""
         ids = jnp.zeros((1, 1), jnp.int32)
         return {"input_ids": ids, "labels": ids}
 
-    def _finish(self, x: jax.Array) -> jax.Array:
+    def _finish(self, x: Tensor) -> Tensor:
         if self.config.pre_layer_norm:
             x = self.final_layer_norm(x)
         return self.project_out(x) if self.config.projects else x

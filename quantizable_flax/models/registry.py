@@ -78,18 +78,12 @@ def with_quant(model: nn.Module, spec: QuantSpec | None) -> nn.Module:
     """Returns the same model with every site quantized by `spec`, or none for None.
 
     Raises:
-      UserError: the spec names a head that the family keeps in floating point, or a LayerNorm
-        before the head where there is none.
+      UserError: the spec names a LayerNorm before the head where there is none.
     """
     if spec is not None and spec.final_layer_norm_bits and not model.has_final_layer_norm:
         raise UserError(
             f"this {type(model).__name__} has no LayerNorm before its head, found quant.setup with "
             "int16_final_LN: use int16_all_LN or leave it out."
-        )
-    if spec is not None and spec.head and not model.quantizable_head:
-        raise UserError(
-            f"the head of {type(model).__name__} stays in floating point in every published setup, "
-            "found quant.setup with all: use fp32_head."
         )
     return with_config(model, quant=spec)
 

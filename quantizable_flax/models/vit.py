@@ -11,8 +11,9 @@ from quantizable_flax.models.layers import TransformerConfig, gelu, residual
 from quantizable_flax.models.losses import Scores, class_scores, smooth_targets
 from quantizable_flax.models.metric import TOP1
 from quantizable_flax.models.mixing import mix
-from quantizable_flax.quantization.layers import partitioned_param
+from quantizable_flax.quantization.layers import Dropout, quantized_param
 from quantizable_flax.quantization.sites import Site, WeightSite
+from quantizable_flax.quantization.tensor import Tensor, values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +102,14 @@ class VitEmbeddings(nn.Module):
     config: VitConfig
 
     @nn.compact
-    def __call__(self, images_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, images_BxHxWxC: jax.Array, *, train: bool) -> Tensor:
         """Normalised images -> [B, tokens, D]."""
         c = self.config
         patches_BxNxP = Site(c.quant, name="patches")(patches(images_BxHxWxC, c.patch_size))
         x = c.dense(c.hidden_size, (None, "embed"), name="patch_embedding")(patches_BxNxP)
         if c.patch_layer_norm:
             x = c.layer_norm(name="patch_layer_norm")(x)
+        x = values(x)
         batch = (x.shape[0],)
         cls = self._table("cls_token", 1)
         x = jnp.concatenate([jnp.broadcast_to(cls, batch + cls.shape), x], axis=1)
@@ -118,12 +120,13 @@ class VitEmbeddings(nn.Module):
             registers = jnp.broadcast_to(registers, batch + registers.shape)
             x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
         x = Site(c.quant, name="sum")(x)
-        return nn.Dropout(c.hidden_dropout, deterministic=not train)(x)
+        return Dropout(c.hidden_dropout, deterministic=not train)(x)
 
     def _table(self, name: str, rows: int) -> jax.Array:
         c = self.config
-        table = partitioned_param(self, name, c.kernel_init, (rows, c.hidden_size), (None, "embed"))
-        return WeightSite(c.quant, channel_axis=0, name=f"{name}_weight")(table).astype(c.dtype)
+        site = WeightSite(c.quant, parameter=name, channel_axis=0, name=f"{name}_weight")
+        table = quantized_param(self, site, c.kernel_init, (rows, c.hidden_size), (None, "embed"))
+        return values(table).astype(c.dtype)
 
 
 class VitLayer(nn.Module):
@@ -132,7 +135,7 @@ class VitLayer(nn.Module):
     config: VitConfig
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, x_BxTxD: Tensor, *, train: bool = False) -> Tensor:
         """Returns [B, T, D]."""
         c = self.config
         y = c.layer_norm(name="attention_layer_norm")(x_BxTxD)
@@ -140,7 +143,7 @@ class VitLayer(nn.Module):
         x_BxTxD = residual(c, "attention", x_BxTxD, y, train=train)
         y = c.layer_norm(name="ffn_layer_norm")(x_BxTxD)
         y = c.dense(c.intermediate_size, ("embed", "mlp"), activation=gelu, name="ffn_in")(y)
-        y = nn.Dropout(c.hidden_dropout, deterministic=not train)(y)
+        y = Dropout(c.hidden_dropout, deterministic=not train)(y)
         y = c.dense(c.hidden_size, ("mlp", "embed"), name="ffn_out")(y)
         return residual(c, "ffn", x_BxTxD, y, train=train)
 
@@ -150,7 +153,6 @@ class VitForImageClassification(nn.Module):
 
     config: VitConfig
     metric = TOP1
-    quantizable_head = True
     has_final_layer_norm = True
 
     def setup(self):
@@ -181,6 +183,9 @@ class VitForImageClassification(nn.Module):
 
     def encode(self, images_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:
         """Images, as `__call__` takes them -> hidden states behind the last LayerNorm [B, T, D]."""
+        return values(self._encode(images_BxHxWxC, train))
+
+    def _encode(self, images_BxHxWxC: jax.Array, train: bool) -> Tensor:
         x = self.embeddings(self.normalise(images_BxHxWxC), train=train)
         for layer in self.layers:
             x = layer(x, train=train)
@@ -193,7 +198,10 @@ class VitForImageClassification(nn.Module):
           images_BxHxWxC: uint8 pixels, or floats that are normalised already.
           train: True applies dropout and needs a "dropout" rng.
         """
-        return self.head(self.encode(images_BxHxWxC, train=train)[:, 0]).astype(jnp.float32)
+        x_BxD = self._encode(images_BxHxWxC, train)[:, 0]
+        if self.config.head_quant is None:
+            x_BxD = values(x_BxD)
+        return values(self.head(x_BxD)).astype(jnp.float32)
 
     def loss(self, batch: dict[str, jax.Array], *, train: bool = False) -> Scores:
         """Scores the labels; label smoothing, Mixup and CutMix in training alone.

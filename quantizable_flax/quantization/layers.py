@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from quantizable_flax.quantization.sites import Site, WeightSite
 from quantizable_flax.quantization.spec import QuantSpec
+from quantizable_flax.quantization.tensor import Tensor, as_rows, product, values
 
 Axes = tuple[str | None, ...]
 
@@ -18,6 +19,20 @@ def partitioned_param(
 ) -> jax.Array:
     """Declares a float32 parameter whose axes carry logical names for sharding."""
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)  # type: ignore[return-value]
+
+
+def quantized_param(
+    module: nn.Module, site: WeightSite, init: Callable, shape: tuple[int, ...], axes: Axes
+) -> Tensor:
+    """Declares the float32 parameter of a weight site and returns it on its grid.
+
+    Where the parameters hold int8 codes at the site instead, it returns those, and there is no
+    parameter.
+    """
+    stored = site.stored()
+    if stored is not None:
+        return stored
+    return site(partitioned_param(module, site.parameter, init, shape, axes))
 
 
 class Dense(nn.Module):
@@ -42,23 +57,27 @@ class Dense(nn.Module):
     quant: QuantSpec | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., features]."""
-        kernel = partitioned_param(
-            self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.axes
+        kernel = quantized_param(
+            self,
+            WeightSite(self.quant, contracted_axis=0, name="weight"),
+            self.kernel_init,
+            (x.shape[-1], self.features),
+            self.axes,
         )
-        kernel = WeightSite(self.quant, name="weight")(kernel)
         # As rows: XLA:CPU gives the backward pass of a product of [B, T, D] operands transposed,
         # strided fusions, and took nine times as long for the FFN of a small ViT.
-        y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)
+        y = product("ND,DF->NF", as_rows(x), kernel, dtype=self.dtype)
         if self.use_bias:
             bias = partitioned_param(
                 self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:]
             )
-            y = y + bias.astype(self.dtype)
+            y = y + bias.astype(y.dtype)
         if self.activation is not None:
             y = self.activation(y)
-        return Site(self.quant, name="output")(y.reshape(*x.shape[:-1], self.features))
+        y = y.astype(self.dtype).reshape(*x.shape[:-1], self.features)
+        return Site(self.quant, name="output")(y)
 
 
 class Embed(nn.Module):
@@ -72,6 +91,7 @@ class Embed(nn.Module):
       frozen_id: a row that the lookup gives no gradient (the padding token), or None.
       dtype: compute dtype.
       quant: how the table is quantized.
+      head: None for lookups alone, or how a tied decoder reads the table: "float" or "quantized".
     """
 
     num_embeddings: int
@@ -81,37 +101,49 @@ class Embed(nn.Module):
     frozen_id: int | None = None
     dtype: Any = jnp.float32
     quant: QuantSpec | None = None
+    head: str | None = None
 
     def setup(self):
         """Declares the table, shared by the lookup and `attend`."""
-        self.embedding = partitioned_param(
-            self,
-            "embedding",
-            self.embedding_init,
-            (self.num_embeddings, self.features),
-            self.axes,
+        self.weight = WeightSite(
+            self.quant,
+            parameter="embedding",
+            channel_axis=0,
+            contracted_axis=1 if self.head == "quantized" else None,
+            float_copy=self.head == "float",
         )
-        self.weight = WeightSite(self.quant, channel_axis=0)
+        if self.weight.stored() is None:
+            self.embedding = partitioned_param(
+                self,
+                "embedding",
+                self.embedding_init,
+                (self.num_embeddings, self.features),
+                self.axes,
+            )
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Integer [...] -> [..., features]."""
+        stored = self.weight.stored()
+        if stored is not None:
+            return stored[ids].values().astype(self.dtype)
         # A table that is still a numpy array cannot be indexed by a traced one.
-        rows = jnp.asarray(self.weight(self.embedding))[ids]
+        rows = values(self.weight(jnp.asarray(self.embedding), rows=ids))
         if self.frozen_id is not None:
             frozen = (ids == self.frozen_id)[..., None]
             rows = jnp.where(frozen, jax.lax.stop_gradient(rows), rows)
         return rows.astype(self.dtype)
 
-    def attend(self, x: jax.Array, *, quantized: bool = False) -> jax.Array:
+    def attend(self, x: Tensor) -> jax.Array:
         """[..., features] -> float32 [..., num_embeddings]: logits of a tied decoder, no bias.
 
-        Args:
-          x: the hidden states.
-          quantized: multiply by the table on its grid, as the lookup does.
+        The table is on its grid if `head` is "quantized".
         """
-        table = (self.weight(self.embedding) if quantized else self.embedding).astype(self.dtype)
-        rows = x.astype(self.dtype).reshape(-1, self.features)  # as in Dense
-        logits = jnp.matmul(rows, table.T, preferred_element_type=jnp.float32)
+        if self.head == "quantized":
+            stored = self.weight.stored()
+            table = self.weight(self.embedding) if stored is None else stored
+        else:
+            x, table = values(x).astype(self.dtype), self.embedding.astype(self.dtype)
+        logits = product("ND,VD->NV", as_rows(x), table)  # rows as in Dense
         return logits.reshape(*x.shape[:-1], self.num_embeddings)
 
 
@@ -129,14 +161,25 @@ class LayerNorm(nn.Module):
     quant: QuantSpec | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         width = (x.shape[-1],)
-        scale = partitioned_param(self, "scale", nn.initializers.ones, width, (None,))
+        site = WeightSite(self.quant, parameter="scale", name="weight")
+        scale = values(quantized_param(self, site, nn.initializers.ones, width, (None,)))
         bias = partitioned_param(self, "bias", nn.initializers.zeros, width, (None,))
-        scale = WeightSite(self.quant, name="weight")(scale)
-        x = x.astype(jnp.float32)
+        x = values(x).astype(jnp.float32)
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
         return Site(self.quant, name="output")(y.astype(self.dtype))
+
+
+class Dropout(nn.Dropout):
+    """Flax's dropout, which lets a tensor on its grid pass when there is nothing to drop."""
+
+    @nn.compact
+    def __call__(self, inputs: Tensor, deterministic: bool | None = None, rng=None) -> Tensor:
+        """As `nn.Dropout`; what has been dropped is on no grid any more."""
+        if deterministic:
+            return inputs
+        return super().__call__(values(inputs), deterministic, rng)

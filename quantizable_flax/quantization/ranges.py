@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.quantization.fake_quant import fake_quantize
 from quantizable_flax.quantization.grid import rounded, symmetric_grid
+from quantizable_flax.quantization.tensor import fake_quantize
 
 MSE_CANDIDATES = 100
 MSE_MARGIN = 0.5
@@ -30,6 +30,12 @@ def min_max(x: jax.Array, channel_axis: int | None = None) -> tuple[jax.Array, j
     keep = channel_axis is not None
     x = x.astype(jnp.float32)
     return x.min(axes, keepdims=keep), x.max(axes, keepdims=keep)
+
+
+def min_max_of_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Smallest and largest value of each row: [..., D] -> two of [..., 1]."""
+    x = x.astype(jnp.float32)
+    return x.min(-1, keepdims=True), x.max(-1, keepdims=True)
 
 
 def percentile_range(x: jax.Array, percentile: float) -> tuple[jax.Array, jax.Array]:

@@ -9,13 +9,21 @@ import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.quantization import ranges
-from quantizable_flax.quantization.fake_quant import fake_quantize
-from quantizable_flax.quantization.grid import make_grid
-from quantizable_flax.quantization.spec import QuantSpec
+from quantizable_flax.quantization.grid import Grid, make_grid
+from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
 from quantizable_flax.quantization.statistics import inf_norm, kurtosis, token_mean
+from quantizable_flax.quantization.tensor import (
+    Quantized,
+    Tensor,
+    quantize,
+    quantize_int8,
+    values,
+)
 
 RANGES = "ranges"  # collection: per site {min, max, batches}
 STATS = "stats"  # collection: per site and sample statistics of one batch
+SWITCHES = "switches"  # collection: per site a bool, whether it quantizes (all do without it)
+STORED = "stored"  # collection, written only: what a model served in int8 needs instead of RANGES
 
 
 class Site(nn.Module):
@@ -34,26 +42,36 @@ class Site(nn.Module):
     quant: QuantSpec | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns x, or x rounded to the site's grid; [B, ...] in and out."""
-        spec = self.quant
-        if spec is not None and spec.activation_bits is not None and not self.is_initializing():
-
-            def estimate(old: ranges.Range) -> ranges.Range:
-                return ranges.update_running(
-                    old, x, momentum=spec.momentum, percentile=spec.percentile
-                )
-
-            known = _site_range(self, (), estimate)
-            grid = make_grid(
-                known.min, known.max, spec.activation_bits, symmetric=spec.activation_symmetric
-            )
-            x = fake_quantize(x, grid)
+    def __call__(self, x: jax.Array) -> Tensor:
+        """Returns x, or x on the site's grid; [B, ...] in and out."""
+        out = self._quantized(x)
         for name, statistic in (("inf_norm", inf_norm), ("kurtosis", kurtosis)):
-            record(self, name, functools.partial(statistic, x))
+            record(self, name, functools.partial(_of_values, statistic, out))
             if x.ndim == 3:
-                record(self, f"token_{name}", functools.partial(token_mean, statistic, x))
-        return x
+                of_tokens = functools.partial(token_mean, statistic)
+                record(self, f"token_{name}", functools.partial(_of_values, of_tokens, out))
+        return out
+
+    def _quantized(self, x: jax.Array) -> Tensor:
+        spec = self.quant
+        bits = None if spec is None else spec.bits(site_path(self))
+        if spec is None or bits is None or self.is_initializing():
+            return x
+        if spec.activation_ranges == "token":
+            low, high = jax.lax.stop_gradient(ranges.min_max_of_rows(x))
+        else:
+            low, high, _ = self._range(x, spec)
+        grid = make_grid(low, high, bits, symmetric=spec.activation_symmetric)
+        return on_grid(self, x, grid, bits, spec)
+
+    def _range(self, x: jax.Array, spec: QuantSpec) -> ranges.Range:
+        def estimate(old: ranges.Range) -> ranges.Range:
+            return ranges.update_running(old, x, momentum=spec.momentum, percentile=spec.percentile)
+
+        known = _site_range(self, (), estimate)
+        if self.is_mutable_collection(STORED):
+            self.put_variable(STORED, "range", {"min": known.min, "max": known.max})
+        return known
 
 
 class WeightSite(nn.Module):
@@ -61,19 +79,42 @@ class WeightSite(nn.Module):
 
     Attributes:
       quant: how to quantize, None for floating point.
+      parameter: name of the parameter in the module around this site.
       channel_axis: the axis that keeps its own scale when `quant.weight_per_channel`.
+      contracted_axis: the axis over which products sum, None for a weight in no product.
+      float_copy: whether the parameter is read in floating point too; then a model served in int8
+        keeps it as it is, and rounds what it reads of it.
     """
 
     quant: QuantSpec | None = None
+    parameter: str = "kernel"
     channel_axis: int = -1
+    contracted_axis: int | None = None
+    float_copy: bool = False
 
     @nn.compact
-    def __call__(self, w: jax.Array) -> jax.Array:
-        """Returns w, or w rounded to its grid."""
+    def __call__(self, w: jax.Array, rows: jax.Array | None = None) -> Tensor:
+        """Returns w on its grid, or w; with `rows`, only w[rows], any shape of indices."""
         spec = self.quant
-        if spec is None or spec.weight_bits is None or self.is_initializing():
-            return w
-        bits, axis = spec.weight_bits, self.channel_axis if spec.weight_per_channel else None
+        bits = None if spec is None else spec.bits(site_path(self), weight=True)
+        if spec is None or bits is None or self.is_initializing():
+            return w if rows is None else w[rows]
+        known = self._range(w, spec, bits)
+        grid = make_grid(known.min, known.max, bits, symmetric=True)
+        if self.is_mutable_collection(STORED) and bits <= INT8_BITS and not self.float_copy:
+            self._store(quantize_int8(w, grid))
+        if rows is not None:
+            w, grid = w[rows], _rows_of(grid, rows)
+        return on_grid(self, w, grid, bits, spec)
+
+    def stored(self) -> Quantized | None:
+        """The weight as int8 codes, if the parameters hold it so."""
+        if not self.has_variable("params", self.parameter):
+            return None
+        return Quantized(**self.get_variable("params", self.parameter))
+
+    def _range(self, w: jax.Array, spec: QuantSpec, bits: int) -> ranges.Range:
+        axis = self.channel_axis if spec.weight_per_channel else None
 
         def search(_: ranges.Range) -> ranges.Range:
             low, high = (
@@ -89,27 +130,68 @@ class WeightSite(nn.Module):
 
         shape = () if axis is None else ranges.min_max(w, axis)[0].shape
         known = _site_range(self, shape, estimate)
-        return fake_quantize(w, make_grid(known.min, known.max, bits, symmetric=True))
+        if self.is_mutable_collection(STORED) and (bits > INT8_BITS or self.float_copy):
+            self.put_variable(STORED, "range", {"min": known.min, "max": known.max})
+        return known
+
+    def _store(self, w: Quantized) -> None:
+        kept = {"codes": w.codes, "scale": w.scale, "zero_point": w.zero_point}
+        if self.contracted_axis is not None:
+            kept["sums"] = jnp.sum(w.codes, self.contracted_axis, dtype=jnp.int32)
+        self.put_variable(STORED, self.parametereter, kept)
+
+
+def _of_values(statistic: Callable[[jax.Array], jax.Array], x: Tensor) -> jax.Array:
+    return statistic(values(x))
+
+
+def site_path(site: nn.Module) -> str:
+    """The site's name in full, e.g. `layer_0/attention/query/output`."""
+    return "/".join(site.path)
+
+
+def on_grid(site: nn.Module, x: jax.Array, grid: Grid, bits: int, spec: QuantSpec) -> Tensor:
+    """x on the grid in the form that the backend wants; x itself where the site is switched off."""
+    if spec.backend == "int8" and bits <= INT8_BITS:
+        return quantize_int8(x, grid)
+    rounded = quantize(x, grid)
+    if site.has_variable(SWITCHES, "on"):
+        return jnp.where(site.get_variable(SWITCHES, "on"), rounded.values(), x)
+    return rounded
+
+
+def _rows_of(grid: Grid, rows: jax.Array) -> Grid:
+    """The grid of w[rows]: one per row where w has one per row."""
+    return grid._replace(
+        **{
+            name: value[rows]
+            for name in ("scale", "zero_point")
+            if jnp.ndim(value := getattr(grid, name))
+        }
+    )
 
 
 def _site_range(
     site: nn.Module, shape: tuple[int, ...], estimate: Callable[[ranges.Range], ranges.Range]
 ) -> ranges.Range:
     """Reads the range of a site, after an update if the caller made `ranges` mutable."""
+    stop = jax.lax.stop_gradient  # ranges are no part of what a loss is differentiated by
     if site.is_mutable_collection(RANGES):
         variable = site.variable(
             RANGES,
             "range",
             lambda: ranges.Range(jnp.zeros(shape), jnp.zeros(shape), jnp.int32(0)),
         )
-        variable.value = estimate(ranges.Range(*variable.value))
+        variable.value = stop(estimate(ranges.Range(*variable.value)))
         return variable.value
-    if not site.has_variable(RANGES, "range"):
-        raise UserError(
-            f"site {'/'.join(site.path)} has no calibrated range: run at least one calibration "
-            "batch before a quantized forward."
-        )
-    return ranges.Range(*site.get_variable(RANGES, "range"))
+    if site.has_variable(RANGES, "range"):
+        return ranges.Range(*site.get_variable(RANGES, "range"))
+    if site.has_variable("params", "range"):
+        return ranges.Range(batches=jnp.int32(1), **site.get_variable("params", "range"))
+    raise UserError(
+        f"site {site_path(site)} has no calibrated range: run at least one calibration batch "
+        "before a quantized forward."
+    )
 
 
 def record(module: nn.Module, name: str, value: Callable[[], jax.Array]) -> None:

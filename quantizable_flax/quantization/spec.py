@@ -8,6 +8,9 @@ from quantizable_flax.errors import UserError, check_choice, nearest
 
 WEIGHT_ESTIMATORS = ("minmax", "mse")
 MIN_BITS, MAX_BITS = 2, 16
+INT8_BITS = 8  # the most that one int8 code holds
+BACKENDS = ("simulated", "int8")
+ACTIVATION_RANGES = ("static", "token")
 BIT_FIELDS = ("weight_bits", "activation_bits", "layer_norm_bits", "final_layer_norm_bits")
 
 
@@ -26,6 +29,13 @@ class QuantSpec:
       head: also quantize the head (its weights and the logits), where the family's head can be.
       layer_norm_bits: of the scales and outputs of all LayerNorms, None as everything else.
       final_layer_norm_bits: the same for the LayerNorm before the head alone.
+      activation_ranges: "static", from calibration, or "token": each row's own minimum and maximum
+        at run time (a token's features, a query's scores and probabilities).
+      skip: sites whose full path matches this regular expression stay in floating point.
+      site_bits: (regular expression, bits) pairs; the first that matches a site's full path
+        decides its bits.
+      backend: "simulated" in float32, or "int8": codes of at most 8 bits are integers, and
+        products of two such tensors run as s8 x s8 -> s32.
       gated_context: where the published scheme puts the context's grid before the gate (OPT),
         add one behind it, so that nothing enters the output projection unquantized.
     """
@@ -40,6 +50,10 @@ class QuantSpec:
     head: bool = False
     layer_norm_bits: int | None = None
     final_layer_norm_bits: int | None = None
+    activation_ranges: str = "static"
+    skip: str | None = None
+    site_bits: tuple[tuple[str, int], ...] = ()
+    backend: str = "simulated"
     gated_context: bool = True
 
     def __post_init__(self):
@@ -49,10 +63,42 @@ class QuantSpec:
             if bits is not None and not MIN_BITS <= bits <= MAX_BITS:
                 raise UserError(f"quant {field} must be in {MIN_BITS}..{MAX_BITS}, found {bits}.")
         check_choice("quant.weight_estimator", self.weight_estimator, WEIGHT_ESTIMATORS)
+        check_choice("quant.activation_ranges", self.activation_ranges, ACTIVATION_RANGES)
+        check_choice("the backend", self.backend, BACKENDS)
+        for pattern in self.patterns():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"{pattern!r} is no regular expression: {error}.") from error
+        for pattern, bits in self.site_bits:
+            if not MIN_BITS <= bits <= MAX_BITS:
+                raise UserError(
+                    f"quant.site_bits must be in {MIN_BITS}..{MAX_BITS}, found {bits} for "
+                    f"{pattern!r}."
+                )
         if not 0.0 <= self.momentum < 1.0:
             raise UserError(f"quant.momentum must be in [0, 1), found {self.momentum}.")
         if self.percentile is not None and not 50.0 < self.percentile <= 100.0:
             raise UserError(f"quant.percentile must be in (50, 100], found {self.percentile}.")
+
+    def patterns(self) -> list[str]:
+        """The regular expressions that must each match a site."""
+        return [*([self.skip] if self.skip else []), *(pattern for pattern, _ in self.site_bits)]
+
+    def bits(self, site: str, *, weight: bool = False) -> int | None:
+        """Bits of a site by its full path, e.g. `layer_0/attention/scores`; None: not quantized."""
+        if self.skip and re.fullmatch(self.skip, site):
+            return None
+        for pattern, bits in self.site_bits:
+            if re.fullmatch(pattern, site):
+                return bits
+        return self.weight_bits if weight else self.activation_bits
+
+    def serves_int8(self, site: str) -> bool:
+        """Whether an activation is int8 codes on one grid for the whole tensor."""
+        bits = self.bits(site)
+        static = self.activation_ranges == "static"
+        return self.backend == "int8" and static and bits is not None and bits <= INT8_BITS
 
     def for_layer_norm(self, *, final: bool = False) -> "QuantSpec":
         """The spec of a LayerNorm, `final` for the one before the head."""

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantizable_flax.quantization.fake_quant import fake_quantize
 from quantizable_flax.quantization.grid import symmetric_grid
 from quantizable_flax.quantization.ranges import (
     Range,
@@ -14,6 +13,7 @@ from quantizable_flax.quantization.ranges import (
     percentile_range,
     update_running,
 )
+from quantizable_flax.quantization.tensor import fake_quantize
 from tests.helpers import golden
 
 FILE = golden("range_estimators")

@@ -90,13 +90,6 @@ def test_layer_norms_can_have_bits_of_their_own(options, inner, final):
         assert (found.weight_bits, found.activation_bits) == expected
 
 
-def test_bert_has_no_head_to_quantize():
-    model = build_model(small_config("bert"))
-    with pytest.raises(UserError, match=r"BertForMaskedLM stays in floating point.*fp32_head"):
-        with_quant(model, QuantSpec(head=True))
-    assert with_quant(model, QuantSpec()).config.quant == QuantSpec()
-
-
 @pytest.mark.parametrize(
     ("family", "sizes", "has_one"),
     [

@@ -1,0 +1,213 @@
+"""Quantized tensors and their products: our own interface, behind which AQT does the work."""
+
+import string
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from quantizable_flax.quantization import aqt_backend
+from quantizable_flax.quantization.grid import Grid, rounded
+
+Move = Callable[[jax.Array], jax.Array]
+
+
+@struct.dataclass
+class Quantized:
+    """A tensor on a grid: `scale * (codes - zero_point)`.
+
+    Attributes:
+      codes: float32 holding integers (the simulation), or int8.
+      scale: float32, a scalar or broadcastable to codes, in the tensor's unit per step.
+      zero_point: int32, the shape of scale; None where it is 0.
+      sums: of a weight, int32 sum of its codes over the axis that products contract, or None.
+      dtype: of the values.
+    """
+
+    codes: jax.Array
+    scale: jax.Array
+    zero_point: jax.Array | None = None
+    sums: jax.Array | None = None
+    dtype: Any = struct.field(pytree_node=False, default=jnp.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the codes."""
+        return self.codes.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self.codes.ndim
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the codes are integers that the hardware multiplies."""
+        return self.codes.dtype == jnp.int8
+
+    def centred(self) -> jax.Array:
+        """`codes - zero_point` in float32: integers, exactly."""
+        codes = self.codes.astype(jnp.float32)
+        return codes if self.zero_point is None else codes - self.zero_point.astype(jnp.float32)
+
+    def values(self) -> jax.Array:
+        """The numbers that the codes stand for."""
+        return aqt_backend.dequantize(self.centred(), self.scale, self.dtype)
+
+    def with_codes(self, codes: jax.Array) -> "Quantized":
+        """Other codes on the same grid, which must have no axes of its own."""
+        return Quantized(codes, self.scale, self.zero_point, dtype=self.dtype)
+
+    def moved(self, move: Move, move_grid: Move | None = None) -> "Quantized":
+        """Moves the codes by one function, and a grid that has axes by another or the same."""
+        grid = move_grid or move
+        scale, zero = (
+            a if a is None or not jnp.ndim(a) else grid(a) for a in (self.scale, self.zero_point)
+        )
+        return Quantized(move(self.codes), cast(jax.Array, scale), zero, dtype=self.dtype)
+
+    def __getitem__(self, index: Any) -> "Quantized":
+        """Picks from the leading axes."""
+        return self.moved(lambda a: a[index])
+
+
+Tensor = jax.Array | Quantized
+
+
+def values(x: Tensor) -> jax.Array:
+    """The numbers of a tensor, quantized or not."""
+    return x.values() if isinstance(x, Quantized) else x
+
+
+def split_last(x: Tensor, parts: int) -> Tensor:
+    """[..., D] -> [..., parts, D / parts]."""
+
+    def split(a: jax.Array) -> jax.Array:
+        return a.reshape(*a.shape[:-1], parts, a.shape[-1] // parts)
+
+    # A grid with axes has length 1 in the last one, and gets another such axis.
+    return x.moved(split, lambda a: a[..., None]) if isinstance(x, Quantized) else split(x)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """[..., D] -> [N, D]."""
+
+    def rows(a: jax.Array) -> jax.Array:
+        return a.reshape(-1, a.shape[-1])
+
+    return x.moved(rows) if isinstance(x, Quantized) else rows(x)
+
+
+def quantize(x: jax.Array, grid: Grid) -> Quantized:
+    """Rounds x to the grid, with straight-through gradients; the codes are centred floats."""
+    codes = aqt_backend.centred_codes(x.astype(jnp.float32) / grid.scale, grid)
+    return Quantized(codes, grid.scale, dtype=x.dtype)
+
+
+def quantize_int8(x: jax.Array, grid: Grid) -> Quantized:
+    """Rounds x to a grid of at most 8 bits; an unsigned one is shifted by half its width.
+
+    The shift keeps codes in int8: products of unsigned by signed bytes are slow on CPUs.
+    """
+    shift = jnp.where(grid.lower < 0, 0.0, jnp.ceil(jnp.asarray(grid.upper) / 2))
+    zero_point = grid.zero_point - shift
+    # The same two steps as in the simulation, so that the codes agree to the last one.
+    centred = aqt_backend.centred_codes(x.astype(jnp.float32) / grid.scale, grid)
+    codes = (centred + zero_point).astype(jnp.int8)
+    return Quantized(codes, grid.scale, zero_point.astype(jnp.int32), dtype=x.dtype)
+
+
+def fake_quantize(x: jax.Array, grid: Grid) -> jax.Array:
+    """Rounds x to the grid and back, in x's shape and dtype, with straight-through gradients."""
+    return quantize(x, grid).values()
+
+
+def product(equation: str, x: Tensor, y: Tensor, dtype: Any = None) -> jax.Array:
+    """The einsum of two tensors, of integers wherever both operands are int8 codes.
+
+    `sum s_x (q_x - z_x) s_y (q_y - z_y)` is computed as `s_x s_y` times a sum of integers. In the
+    simulation that sum is taken in float32, which holds it exactly up to 2^24; so simulated and
+    int8 products agree to the last bit, and no later rounding falls to the other side.
+
+    Args:
+      equation: two operands with explicit letters, `...` for any leading axes, and `->`.
+      x: the left operand; its scale must not vary along contracted axes, else values are used.
+      y: the right operand, the same.
+      dtype: compute dtype of floats, by default as the operands are.
+
+    Returns:
+      float32 if an operand is quantized or `dtype` is None, else `dtype`.
+    """
+    equation = _spelled_out(equation, x.ndim, y.ndim)
+    left, right, out = equation.replace("->", ",").split(",")
+    if not (isinstance(x, Quantized) or isinstance(y, Quantized)):
+        x, y = (a if dtype is None else a.astype(dtype) for a in (x, y))
+        return jnp.einsum(equation, x, y, preferred_element_type=dtype or jnp.float32)
+    if not (_factors(x, left, out) and _factors(y, right, out)):
+        return jnp.einsum(equation, values(x), values(y), preferred_element_type=jnp.float32)
+    if isinstance(x, Quantized) and isinstance(y, Quantized) and x.is_int8 and y.is_int8:
+        total = _integer_product(equation, x, y).astype(jnp.float32)
+    else:
+        codes = (a.centred() if isinstance(a, Quantized) else a for a in (x, y))
+        cast = (a if dtype is None else a.astype(dtype) for a in codes)
+        total = jnp.einsum(equation, *cast, preferred_element_type=jnp.float32)
+    scale = _scale(x, left, out) * _scale(y, right, out)
+    return rounded(total * scale)
+
+
+def _integer_product(equation: str, x: Quantized, y: Quantized) -> jax.Array:
+    """`sum (q_x - z_x)(q_y - z_y)` in int32: the zero points leave the sum as corrections."""
+    left, right, out = equation.replace("->", ",").split(",")
+    total = aqt_backend.integer_einsum(equation, x.codes, y.codes)
+    contracted = [letter for letter in left if letter not in out]
+    length = 1
+    for letter in contracted:
+        length *= x.shape[left.index(letter)]
+    if x.zero_point is not None:
+        total = total - _to_output(x.zero_point, left, out) * _code_sums(y, right, out)
+    if y.zero_point is not None:
+        sums_x = _code_sums(x, left, out)
+        if x.zero_point is not None:
+            sums_x = sums_x - length * _to_output(x.zero_point, left, out)
+        total = total - _to_output(y.zero_point, right, out) * sums_x
+    return total
+
+
+def _code_sums(x: Quantized, letters: str, out: str) -> jax.Array:
+    """Sums of the codes over the contracted axes, aligned with the axes of the result."""
+    contracted = tuple(i for i, letter in enumerate(letters) if letter not in out)
+    if x.sums is not None:
+        sums = jnp.expand_dims(x.sums, contracted)
+    else:
+        sums = jnp.sum(x.codes, contracted, keepdims=True, dtype=jnp.int32)
+    return _to_output(sums, letters, out)
+
+
+def _to_output(a: jax.Array, letters: str, out: str) -> jax.Array:
+    """Aligns a scalar, or an array with length 1 on contracted axes, with the result's axes."""
+    if not jnp.ndim(a):
+        return a
+    kept = [letter for letter in letters if letter in out]
+    a = a.reshape([a.shape[letters.index(letter)] for letter in kept])
+    a = a.transpose([kept.index(letter) for letter in out if letter in kept])
+    return jnp.expand_dims(a, tuple(i for i, letter in enumerate(out) if letter not in kept))
+
+
+def _scale(x: Tensor, letters: str, out: str) -> jax.Array | float:
+    return _to_output(x.scale, letters, out) if isinstance(x, Quantized) else 1.0
+
+
+def _factors(x: Tensor, letters: str, out: str) -> bool:
+    """Whether the scale leaves the sum: it does not vary along a contracted axis."""
+    if not isinstance(x, Quantized) or not jnp.ndim(x.scale):
+        return True
+    return all(x.scale.shape[i] == 1 for i, letter in enumerate(letters) if letter not in out)
+
+
+def _spelled_out(equation: str, *ndims: int) -> str:
+    """Replaces `...` by letters, the same leading axes in both operands."""
+    first = equation.split(",")[0]
+    free = "".join(letter for letter in string.ascii_lowercase if letter not in equation)
+    return equation.replace("...", free[: ndims[0] - len(first.replace("...", ""))])
