@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from quantizable_flax.attention.attention import MultiHeadAttention
@@ -105,10 +106,26 @@ class TransformerConfig:
         )
 
 
+class ResidualScale(nn.Module):
+    """`x * scale` where the params have a `scale` [D], else x without an operation.
+
+    Only `ptq.smoothquant` puts one there, behind a LayerNorm that it divided by it; `init`
+    never does. The factor is never quantized.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        if not self.has_variable("params", "scale"):
+            return x
+        return x * self.get_variable("params", "scale").astype(x.dtype)
+
+
 def residual(config: TransformerConfig, block: str, x: Tensor, y: Tensor, *, train: bool) -> Tensor:
     """`x + dropout(y)` through the site `{block}_residual`; called by a layer's compact method."""
     y = Dropout(config.hidden_dropout)(y, deterministic=not train)
-    return Site(config.quant, name=f"{block}_residual")(values(x) + values(y))
+    x = ResidualScale(name=f"{block}_residual_scale")(values(x))
+    return Site(config.quant, name=f"{block}_residual")(x + values(y))
 
 
 def check_positions(length: int, known: int) -> None:

@@ -1,0 +1,1 @@
+"""Post-training quantization of whole models: what is done to a checkpoint after its training."""
