@@ -15,7 +15,14 @@ from quantizable_flax.quantization.layers import Dense
 from quantizable_flax.quantization.sites import Site, record
 from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.quantization.statistics import zero_share
-from quantizable_flax.quantization.tensor import Quantized, Tensor, product, split_last, values
+from quantizable_flax.quantization.tensor import (
+    Quantized,
+    Tensor,
+    apart,
+    product,
+    split_last,
+    values,
+)
 
 
 class MultiHeadAttention(nn.Module):
@@ -79,7 +86,11 @@ class MultiHeadAttention(nn.Module):
             v_BxTxHxK = self._cached("value", v_BxTxHxK, cache_at)
         scores_BxHxTxS = attention_scores(q_BxTxHxK, k_BxTxHxK)
         scores_BxHxTxS = values(Site(self.quant, name="scores")(scores_BxHxTxS))
+        if self.quant is not None:
+            scores_BxHxTxS = apart(scores_BxHxTxS)
         exact_BxHxTxS = self.softmax_fn(scores_BxHxTxS, mask)
+        if self.quant is not None:
+            exact_BxHxTxS = apart(exact_BxHxTxS)
         record(self, "zero_share", lambda: zero_share(exact_BxHxTxS, mask))
         probs_BxHxTxS = Site(self.quant, name="probs")(exact_BxHxTxS)
         if train and self.dropout_rate:

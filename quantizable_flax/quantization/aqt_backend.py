@@ -41,31 +41,29 @@ class AffineNumerics(numerics.AqtNumerics):
 
 
 @jax.custom_vjp
-def centred_codes(steps: jax.Array, grid: Grid) -> jax.Array:
-    """Rounds x / scale to the grid: `code - zero_point`, float32 holding integers.
+def affine_codes(steps: jax.Array, grid: Grid) -> jax.Array:
+    """Rounds x / scale to the codes of the grid, float32 holding integers in [lower, upper].
 
-    Gradients are straight-through: to `steps` 1 where the code lies on the grid and 0 where it
-    was clipped; to the zero point -1 where it was clipped, for there the value is a bound of the
-    grid, which moves against it.
+    Gradients to `steps` and to the zero point are straight-through: 1 where the code lies on the
+    grid, 0 where it was clipped.
     """
     codes, _ = AffineNumerics(grid=grid).vjp_fwd(steps, None)
-    return codes - grid.zero_point
+    return codes
 
 
 def _forward(steps, grid):
     codes, passes = AffineNumerics(grid=grid).vjp_fwd(steps, None)
-    return codes - grid.zero_point, (passes, grid)
+    return codes, (passes, grid)
 
 
 def _backward(res, cotangent):
     passes, grid = res
-    grad_steps, _ = AffineNumerics(grid=grid).vjp_bwd(passes, cotangent)
-    clipped = _sum_to(grad_steps - cotangent, jnp.shape(grid.zero_point))
+    grad, _ = AffineNumerics(grid=grid).vjp_bwd(passes, cotangent)
     zeros = jax.tree.map(jnp.zeros_like, grid)
-    return grad_steps, zeros._replace(zero_point=clipped)
+    return grad, zeros._replace(zero_point=_sum_to(grad, jnp.shape(grid.zero_point)))
 
 
-centred_codes.defvjp(_forward, _backward)
+affine_codes.defvjp(_forward, _backward)
 
 
 def _sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -88,7 +86,7 @@ def integer_einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(equation, x, y, preferred_element_type=jnp.int32, _dot_general=_integer_dot)
 
 
-def _integer_dot(x, y, dimension_numbers, **_) -> jax.Array:
+def _integer_dot(x, y, dimension_numbers, *_, **__) -> jax.Array:
     product = aqt_dot_general.dot_general_raw_make(None, None)
     product.dg_accumulator_dtype = jnp.int32
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from quantizable_flax.quantization.sites import Site, WeightSite
 from quantizable_flax.quantization.spec import QuantSpec
-from quantizable_flax.quantization.tensor import Tensor, as_rows, product, values
+from quantizable_flax.quantization.tensor import Tensor, apart, as_rows, product, values
 
 Axes = tuple[str | None, ...]
 
@@ -168,6 +168,8 @@ class LayerNorm(nn.Module):
         scale = values(quantized_param(self, site, nn.initializers.ones, width, (None,)))
         bias = partitioned_param(self, "bias", nn.initializers.zeros, width, (None,))
         x = values(x).astype(jnp.float32)
+        if self.quant is not None:
+            x = apart(x)
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
@@ -180,6 +182,7 @@ class Dropout(nn.Dropout):
     @nn.compact
     def __call__(self, inputs: Tensor, deterministic: bool | None = None, rng=None) -> Tensor:
         """As `nn.Dropout`; what has been dropped is on no grid any more."""
+        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
         if deterministic:
             return inputs
-        return super().__call__(values(inputs), deterministic, rng)
+        return super().__call__(values(inputs), False, rng)

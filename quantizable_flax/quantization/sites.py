@@ -138,7 +138,7 @@ class WeightSite(nn.Module):
         kept = {"codes": w.codes, "scale": w.scale, "zero_point": w.zero_point}
         if self.contracted_axis is not None:
             kept["sums"] = jnp.sum(w.codes, self.contracted_axis, dtype=jnp.int32)
-        self.put_variable(STORED, self.parametereter, kept)
+        self.put_variable(STORED, self.parameter, kept)
 
 
 def _of_values(statistic: Callable[[jax.Array], jax.Array], x: Tensor) -> jax.Array:

@@ -102,8 +102,8 @@ def as_rows(x: Tensor) -> Tensor:
 
 def quantize(x: jax.Array, grid: Grid) -> Quantized:
     """Rounds x to the grid, with straight-through gradients; the codes are centred floats."""
-    codes = aqt_backend.centred_codes(x.astype(jnp.float32) / grid.scale, grid)
-    return Quantized(codes, grid.scale, dtype=x.dtype)
+    codes = aqt_backend.affine_codes(x.astype(jnp.float32) / grid.scale, grid)
+    return Quantized(codes - grid.zero_point, grid.scale, dtype=x.dtype)
 
 
 def quantize_int8(x: jax.Array, grid: Grid) -> Quantized:
@@ -111,12 +111,29 @@ def quantize_int8(x: jax.Array, grid: Grid) -> Quantized:
 
     The shift keeps codes in int8: products of unsigned by signed bytes are slow on CPUs.
     """
-    shift = jnp.where(grid.lower < 0, 0.0, jnp.ceil(jnp.asarray(grid.upper) / 2))
-    zero_point = grid.zero_point - shift
-    # The same two steps as in the simulation, so that the codes agree to the last one.
-    centred = aqt_backend.centred_codes(x.astype(jnp.float32) / grid.scale, grid)
-    codes = (centred + zero_point).astype(jnp.int8)
-    return Quantized(codes, grid.scale, zero_point.astype(jnp.int32), dtype=x.dtype)
+    grid = _signed(grid)
+    codes = aqt_backend.affine_codes(x.astype(jnp.float32) / grid.scale, grid)
+    zero_point = grid.zero_point.astype(jnp.int32)
+    return Quantized(codes.astype(jnp.int8), grid.scale, zero_point, dtype=x.dtype)
+
+
+def _signed(grid: Grid) -> Grid:
+    """The same grid with codes from -(width + 1) / 2."""
+    if isinstance(grid.lower, float):
+        shift: Any = grid.lower + (grid.upper - grid.lower + 1.0) / 2
+    else:
+        shift = jnp.where(grid.lower < 0, 0.0, (grid.upper + 1.0) / 2)
+    return Grid(grid.scale, *(bound - shift for bound in grid[1:]))
+
+
+def apart(x: jax.Array) -> jax.Array:
+    """Returns x; XLA:CPU does not fuse what computes it with what reads it.
+
+    It would fuse a softmax or a mean with the rounding around it, and expand each scalar of a grid
+    to a full tensor for that: three times as long as one after the other. The operation itself
+    rounds float32 to float32, which no backend spends time on.
+    """
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=23)
 
 
 def fake_quantize(x: jax.Array, grid: Grid) -> jax.Array:

@@ -1,0 +1,70 @@
+"""A calibrated model as integers: int8 codes instead of weights, grids beside them."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax import traverse_util
+
+from quantizable_flax.errors import UserError
+from quantizable_flax.models.registry import with_quant
+from quantizable_flax.quantization.sites import RANGES, STORED
+
+Params = Any
+
+
+def to_int8(model: nn.Module, params: Params, ranges: Any) -> tuple[nn.Module, Params]:
+    """Returns the model that runs on integers, and all that it needs.
+
+    Its logits are those of the simulation. A quantized weight is int8 codes, a scale and, where
+    products contract it, sums of the codes; static ranges of activations lie beside them. No float
+    copy of a quantized weight is left, except of a table whose head is in floating point: the
+    lookup then rounds the rows that it reads. Weights of more than 8 bits stay in floating point.
+
+    Args:
+      model: with the quant spec that the ranges were calibrated for.
+      params: its float parameters.
+      ranges: the collection that `calibrate` returned.
+
+    Returns:
+      (model, params); `model.apply({"params": params}, ...)` needs no other collection.
+
+    Raises:
+      UserError: a model without a quant spec.
+    """
+    spec = model.config.quant
+    if spec is None:
+        raise UserError(
+            "int8 execution needs a quant spec, found a model in floating point: see with_quant."
+        )
+
+    @jax.jit
+    def collect(params, ranges):
+        _, updated = model.apply(
+            {"params": params, RANGES: ranges},
+            model.example_batch(),
+            method="loss",
+            mutable=[STORED],
+        )
+        return updated[STORED]
+
+    simulated = with_quant(model, dataclasses.replace(spec, backend="simulated"))
+    if simulated != model:
+        return to_int8(simulated, params, ranges)
+    stored = traverse_util.flatten_dict(collect(params, ranges))
+    kept = dict(traverse_util.flatten_dict(params))
+    for path, value in stored.items():
+        if path[-1] == "codes":  # (..., site, parameter, "codes")
+            del kept[(*path[:-3], path[-2])]
+        if path[-1] == "zero_point" and not np.any(np.asarray(value)):
+            continue  # so that the program does not compute corrections by 0
+        kept[path] = value
+    served = with_quant(model, dataclasses.replace(spec, backend="int8"))
+    return served, traverse_util.unflatten_dict(kept)
+
+
+def size_in_bytes(params: Params) -> int:
+    """Bytes of all arrays."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
