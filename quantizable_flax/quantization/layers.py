@@ -182,7 +182,6 @@ class Dropout(nn.Dropout):
     @nn.compact
     def __call__(self, inputs: Tensor, deterministic: bool | None = None, rng=None) -> Tensor:
         """As `nn.Dropout`; what has been dropped is on no grid any more."""
-        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
-        if deterministic:
+        if nn.merge_param("deterministic", self.deterministic, deterministic):
             return inputs
-        return super().__call__(values(inputs), False, rng)
+        return super().__call__(values(inputs), deterministic, rng)
