@@ -23,10 +23,17 @@ BERT_VARIANTS = (
     "cond_tok_allfeat",
 )
 OPT_VARIANTS = ("cond_head_linear", "cond_tok_linear_clipped")
-BERT_QUANT = ("w8a8_minmax", "w6a6_mse", "w4a8_mse", "w8a8_p99.9", "w8_only", "a8_only")
+BERT_QUANT = (
+    "w8a8_minmax",
+    "w6a6_mse",
+    "w4a8_mse",
+    "w8a8_p99.9",
+    "w8_only",
+    "a8_only",
+    "w8a8_actmse_4b",
+)
 OPT_QUANT = ("w8a8_minmax", "w6a6_mse", "w8a8_mse_int16_final_LN")
 SITE_FIELDS = ("name", "kind", "n_bits", "on", "x_min", "x_max")
-RANGE_CASES = r"current.*|running.*|mse_grid_sym\d.*"
 
 Arrays = dict[str, np.ndarray]
 Cut = Callable[[Arrays, dict], tuple[Arrays, dict]]
@@ -89,11 +96,9 @@ def cut_quantizers(arrays, config):
 
 
 def cut_ranges(arrays, config):
-    """The estimators that exist here, on five of the sixteen batches."""
-    kept = matching(arrays, rf"in/.*|({RANGE_CASES})/.*")
+    """All cases, on five of the sixteen batches."""
     whole = ("in/weight", "in/ln_gamma")
-    kept = {key: x if key in whole else x[:5] for key, x in kept.items()}
-    return kept, only(config, "cases", RANGE_CASES)
+    return {key: x if key in whole else x[:5] for key, x in arrays.items()}, config
 
 
 def cut_train(arrays, config):

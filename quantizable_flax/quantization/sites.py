@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.quantization import ranges
+from quantizable_flax.quantization import estimators, ranges
 from quantizable_flax.quantization.grid import Grid, make_grid
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
 from quantizable_flax.quantization.statistics import inf_norm, kurtosis, token_mean
@@ -60,15 +61,24 @@ class Site(nn.Module):
         if spec.activation_ranges == "token":
             low, high = jax.lax.stop_gradient(ranges.min_max_of_rows(x))
         else:
-            low, high, _ = self._range(x, spec)
+            low, high, *_ = self._range(x, spec, bits)
         grid = make_grid(low, high, bits, symmetric=spec.activation_symmetric)
         return on_grid(self, x, grid, bits, spec)
 
-    def _range(self, x: jax.Array, spec: QuantSpec) -> ranges.Range:
-        def estimate(old: ranges.Range) -> ranges.Range:
-            return ranges.update_running(old, x, momentum=spec.momentum, percentile=spec.percentile)
+    def _range(self, x: jax.Array, spec: QuantSpec, bits: int) -> ranges.Range:
+        def estimate(old: estimators.State) -> estimators.State:
+            return estimators.update(
+                old,
+                x,
+                estimator=spec.activation_estimator,
+                bits=bits,
+                symmetric=spec.activation_symmetric,
+                momentum=spec.momentum,
+                percentile=spec.percentile,
+            )
 
-        known = _site_range(self, (), estimate)
+        empty = functools.partial(estimators.empty, spec.activation_estimator)
+        known = _site_range(self, empty, estimate)
         if self.is_mutable_collection(STORED):
             self.put_variable(STORED, "range", {"min": known.min, "max": known.max})
         return known
@@ -117,19 +127,20 @@ class WeightSite(nn.Module):
         axis = self.channel_axis if spec.weight_per_channel else None
 
         def search(_: ranges.Range) -> ranges.Range:
-            low, high = (
-                ranges.mse_range(w, bits, axis)
-                if spec.weight_estimator == "mse"
-                else ranges.min_max(w, axis)
+            return estimators.weight_range(
+                w,
+                estimator=spec.weight_estimator,
+                bits=bits,
+                percentile=spec.weight_percentile,
+                channel_axis=axis,
             )
-            return ranges.Range(low, high, jnp.int32(1))
 
         def estimate(old: ranges.Range) -> ranges.Range:
             # The weights do not change between calibration batches, so one search is enough.
             return jax.lax.cond(old.batches == 0, search, lambda known: known, old)
 
         shape = () if axis is None else ranges.min_max(w, axis)[0].shape
-        known = _site_range(self, shape, estimate)
+        known = _site_range(self, lambda: estimators.empty("minmax", shape), estimate)
         if self.is_mutable_collection(STORED) and (bits > INT8_BITS or self.float_copy):
             self.put_variable(STORED, "range", {"min": known.min, "max": known.max})
         return known
@@ -172,20 +183,16 @@ def _rows_of(grid: Grid, rows: jax.Array) -> Grid:
 
 
 def _site_range(
-    site: nn.Module, shape: tuple[int, ...], estimate: Callable[[ranges.Range], ranges.Range]
-) -> ranges.Range:
+    site: nn.Module, empty: Callable[[], estimators.State], estimate: Callable[[Any], Any]
+) -> Any:
     """Reads the range of a site, after an update if the caller made `ranges` mutable."""
-    stop = jax.lax.stop_gradient  # ranges are no part of what a loss is differentiated by
     if site.is_mutable_collection(RANGES):
-        variable = site.variable(
-            RANGES,
-            "range",
-            lambda: ranges.Range(jnp.zeros(shape), jnp.zeros(shape), jnp.int32(0)),
-        )
-        variable.value = stop(estimate(ranges.Range(*variable.value)))
+        variable = site.variable(RANGES, "range", empty)
+        # Ranges are no part of what a loss is differentiated by.
+        variable.value = jax.lax.stop_gradient(estimate(variable.value))
         return variable.value
     if site.has_variable(RANGES, "range"):
-        return ranges.Range(*site.get_variable(RANGES, "range"))
+        return ranges.Range(*site.get_variable(RANGES, "range")[:3])
     if site.has_variable("params", "range"):
         return ranges.Range(batches=jnp.int32(1), **site.get_variable("params", "range"))
     raise UserError(

@@ -7,6 +7,7 @@ from typing import Any
 from quantizable_flax.errors import UserError, check_choice, nearest
 
 WEIGHT_ESTIMATORS = ("minmax", "mse")
+ACTIVATION_ESTIMATORS = ("minmax", "mse", "mse_last")  # see estimators.py
 MIN_BITS, MAX_BITS = 2, 16
 INT8_BITS = 8  # the most that one int8 code holds
 BACKENDS = ("simulated", "int8")
@@ -22,10 +23,13 @@ class QuantSpec:
       weight_bits: 2..16, or None to leave weights in floating point.
       activation_bits: 2..16, or None to leave activations in floating point.
       weight_estimator: "minmax" or "mse" (grid search).
+      weight_percentile: with "minmax", the p of a (100 - p, p) range, e.g. 99.99, None for min-max.
       weight_per_channel: one scale per output channel (per row of an embedding table).
+      activation_estimator: "minmax" (running), "mse" (least squared error over all calibration
+        batches) or "mse_last" (of the last batch alone, as the original code).
       activation_symmetric: symmetric instead of asymmetric activation grids.
       momentum: of the running min-max over calibration batches, in [0, 1).
-      percentile: None for min-max, else the p of a (100 - p, p) range, e.g. 99.99.
+      percentile: the same as weight_percentile for activations.
       head: also quantize the head (its weights and the logits), where the family's head can be.
       layer_norm_bits: of the scales and outputs of all LayerNorms, None as everything else.
       final_layer_norm_bits: the same for the LayerNorm before the head alone.
@@ -43,7 +47,9 @@ class QuantSpec:
     weight_bits: int | None = 8
     activation_bits: int | None = 8
     weight_estimator: str = "minmax"
+    weight_percentile: float | None = None
     weight_per_channel: bool = False
+    activation_estimator: str = "minmax"
     activation_symmetric: bool = False
     momentum: float = 0.9
     percentile: float | None = None
@@ -76,10 +82,23 @@ class QuantSpec:
                     f"quant.site_bits must be in {MIN_BITS}..{MAX_BITS}, found {bits} for "
                     f"{pattern!r}."
                 )
+        check_choice("quant.activation_estimator", self.activation_estimator, ACTIVATION_ESTIMATORS)
         if not 0.0 <= self.momentum < 1.0:
             raise UserError(f"quant.momentum must be in [0, 1), found {self.momentum}.")
-        if self.percentile is not None and not 50.0 < self.percentile <= 100.0:
-            raise UserError(f"quant.percentile must be in (50, 100], found {self.percentile}.")
+        self._check_percentile("percentile", "activation_estimator")
+        self._check_percentile("weight_percentile", "weight_estimator")
+
+    def _check_percentile(self, field: str, estimator: str) -> None:
+        percentile = getattr(self, field)
+        if percentile is None:
+            return
+        if not 50.0 < percentile <= 100.0:
+            raise UserError(f"quant.{field} must be in (50, 100], found {percentile}.")
+        if getattr(self, estimator) != "minmax":
+            raise UserError(
+                f"quant.{field} is of quant.{estimator}=minmax, found {getattr(self, estimator)}: "
+                "set one of the two."
+            )
 
     def patterns(self) -> list[str]:
         """The regular expressions that must each match a site."""

@@ -12,12 +12,12 @@ from quantizable_flax import build_model
 from quantizable_flax.interop import from_state_dict
 from quantizable_flax.models.losses import token_scores
 from quantizable_flax.models.registry import with_quant
-from quantizable_flax.quantization.calibration import calibrate
+from quantizable_flax.quantization.calibration import calibrate, unknown_ranges
 from quantizable_flax.quantization.ranges import Range
 from tests.helpers import INPUTS, Golden, batch_of, config_of, golden
 from tests.quantization.original_sites import our_site, our_spec
 
-CALIBRATION, EVALUATION = range(16), range(16, 20)
+EVALUATION = range(16, 20)
 
 
 @dataclasses.dataclass
@@ -37,7 +37,8 @@ class Case:
     @functools.cached_property
     def ranges(self):
         """Ours, after calibration."""
-        return calibrate(self.model, self.params, (batch_of(self.file, i) for i in CALIBRATION))
+        count = self.file.config["cases"][self.name]["n_calib"]
+        return calibrate(self.model, self.params, (batch_of(self.file, i) for i in range(count)))
 
     @functools.cached_property
     def evaluate(self):
@@ -60,7 +61,8 @@ class Case:
 
     def originals(self) -> dict[str, Range]:
         """The original's ranges by our paths, in its order of execution."""
-        shapes = traverse_util.flatten_dict(self.ranges, sep="/")
+        shapes = unknown_ranges(self.model, self.params, batch_of(self.file, 0))
+        shapes = traverse_util.flatten_dict(shapes, sep="/")
         found: dict[str, Range] = {}
         for site in self.file.config["sites"][self.name]:
             path = our_site(site["name"], self.family)

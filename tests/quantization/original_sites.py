@@ -115,6 +115,7 @@ def our_spec(options: dict[str, Any], family: str) -> QuantSpec:
         weight_estimator=options["weights"].lower(),
         weight_per_channel=options.get("per_channel", False),
         percentile=options.get("percentile"),
+        activation_estimator="mse_last" if options.get("acts") == "MSE" else "minmax",
         activation_symmetric=options.get("qmethod_act") == "sym",
         gated_context=False,
         **parse_setup(options.get("quant_setup", NAMES[family].setup)),

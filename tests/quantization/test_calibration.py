@@ -1,5 +1,6 @@
 """Calibration and quantized inference of whole models against the original."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -7,6 +8,9 @@ from flax import traverse_util
 
 from quantizable_flax import UserError
 from quantizable_flax.quantization.calibration import calibrate, make_calibrate_step
+from quantizable_flax.quantization.estimators import empty, update
+from quantizable_flax.quantization.ranges import squared_error
+from quantizable_flax.quantization.sites import Site
 from tests.helpers import batch_of, golden, golden_names
 from tests.quantization.golden_case import EVALUATION, Case, load
 
@@ -19,18 +23,17 @@ WEIGHTS, EMBEDDINGS, AFTER_A_FLIP_STEPS = 1e-6, 1e-5, 1.0
 MODELS = [name.removeprefix("quant_") for name in golden_names("quant_*")]
 
 
-# A case compiles for seconds. These differ from others in numbers alone, and so do most cases of
-# the models that are not vanilla: `make soak` runs all of them.
-SLOW = {"w8a8_mse", "w6a8_mse", "w4a8_mse", "w8a8_mse_fp32_head"}
+# A case compiles for seconds, the original's search of activation ranges three times as long. The
+# other slow ones differ in numbers alone, and so do most cases of the models that are not vanilla:
+# `make soak` runs all of them.
+SLOW = {"w8a8_mse", "w6a8_mse", "w4a8_mse", "w8a8_mse_fp32_head", "w8a8_actmse_4b"}
 
 
 def cases() -> list:
     """Every golden case of every model."""
     found = []
     for model in MODELS:
-        for name, info in golden(f"quant_{model}").config["cases"].items():
-            if "acts" in info["kw"]:
-                continue  # MSE ranges of activations are not offered
+        for name in golden(f"quant_{model}").config["cases"]:
             vanilla = model.endswith("_vanilla")
             slow = name in SLOW if vanilla else name != "w8a8_minmax"
             marks = (pytest.mark.slow,) if slow else ()
@@ -44,6 +47,8 @@ def case(request) -> Case:
 
 
 def test_ranges_of_every_site_match(case):
+    if "acts" in case.options:
+        pytest.skip("a local minimum: test_searched_ranges_are_as_good compares the losses")
     ours = traverse_util.flatten_dict(case.ranges, sep="/")
     theirs = case.originals()
     assert set(ours) == set(theirs)
@@ -83,6 +88,66 @@ def test_inference_with_the_original_ranges_matches(case):
 def test_perplexity_after_our_calibration_matches(case):
     perplexity = np.exp(case.losses(case.ranges).mean())
     np.testing.assert_allclose(perplexity, case.file.config["cases"][case.name]["ppl"], rtol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def searched() -> Case:
+    return load("bert_vanilla", "w8a8_actmse_4b")
+
+
+def test_searched_ranges_are_as_good(searched):
+    """From the inputs that the original searched in: those under its own final ranges."""
+    theirs = searched.originals()
+    inputs = [site_inputs(searched, theirs, index) for index in range(2)]
+    assert len(inputs[0]) == 29
+    shares = np.array(
+        [loss_shares(theirs[site], inputs[0][site], inputs[1][site]) for site in inputs[0]]
+    )
+    last, over_both = shares.T
+    # Which of many local minima is found can depend on the last bits of the losses: measured 28 of
+    # 29 sites at 0.97 to 1.04 of the original's loss, most within 1e-3, and one at 2.5.
+    assert np.median(np.abs(last - 1.0)) < 0.01
+    assert np.mean(np.abs(last - 1.0) < 0.05) > 0.8
+    # Measured 0.50 to 1.07, on average 0.92.
+    assert over_both.mean() < 1.0
+    assert over_both.max() < 1.2
+
+
+def site_inputs(case: Case, ranges, index: int) -> dict:
+    """What enters each quantized activation site, by the path of its range."""
+    found = {}
+
+    def keep(site, args, kwargs, context):
+        if isinstance(context.module, Site) and context.module.has_variable("ranges", "range"):
+            found["/".join((*context.module.path, "range"))] = args[0]
+        return site(*args, **kwargs)
+
+    with nn.intercept_methods(keep):
+        case.model.apply(
+            {"params": case.params, "ranges": traverse_util.unflatten_dict(ranges, sep="/")},
+            batch_of(case.file, index),
+            method="loss",
+        )
+    return found
+
+
+@jax.jit
+def loss_shares(theirs, first, second):
+    """Losses as shares of the original's: `mse_last` in the second batch, `mse` in both."""
+
+    def after_both(estimator):
+        state = empty(estimator)
+        for x in (first, second):
+            state = update(state, x, estimator=estimator, bits=8, symmetric=False)
+        return state
+
+    def loss(found, *batches):
+        return sum(squared_error(x, found.min, found.max, 8, symmetric=False) for x in batches)
+
+    return (
+        loss(after_both("mse_last"), second) / loss(theirs, second),
+        loss(after_both("mse"), first, second) / loss(theirs, first, second),
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -34,21 +34,17 @@ def check(name: str, index: int, low, high, rtol: float) -> None:
         np.testing.assert_allclose(np.ravel(value), expected, rtol=rtol, err_msg=f"{name} {index}")
 
 
-def current(case) -> bool:
-    return case["est"] == "current_minmax" and not (
-        case.get("per_channel") and "percentile" in case
-    )
-
-
-@pytest.mark.parametrize("name", select(current))
+@pytest.mark.parametrize("name", select(lambda case: case["est"] == "current_minmax"))
 def test_current_range_matches(name):
     case, batches = CASES[name], FILE["in/x"]
+    axis = 0 if case.get("per_channel") else None
     for index in range(len(FILE[f"{name}/xmin"])):
         x = jnp.asarray(batches[index])
         if "percentile" in case:  # (p, 100 - p) there
-            check(name, index, *percentile_range(x, 100.0 - case["percentile"]), PERCENTILE)
+            ends = percentile_range(x, 100.0 - case["percentile"], axis)
+            check(name, index, *ends, PERCENTILE)
         else:
-            check(name, index, *min_max(x, 0 if case.get("per_channel") else None), rtol=0.0)
+            check(name, index, *min_max(x, axis), rtol=0.0)
 
 
 @pytest.mark.parametrize(
@@ -75,15 +71,14 @@ def achieved(x, low, high, bits: int, axis: int | None) -> np.ndarray:
     return np.asarray(jnp.sum((fake_quantize(x, symmetric_grid(low, high, bits)) - x) ** 2, axes))
 
 
-def one_batch_grid(case) -> bool:
-    return case.get("opt") == "grid" and case["q"] == "sym" and "num_candidates" not in case
+def of_a_weight(case) -> bool:
+    return case["est"] == "MSE" and case["data"] in ("weight", "ln_gamma")
 
 
-@pytest.mark.parametrize("name", select(one_batch_grid))
+@pytest.mark.parametrize("name", select(of_a_weight))
 def test_mse_threshold_matches(name):
     case = CASES[name]
-    data = FILE[f"in/{case['data']}"]
-    x = jnp.asarray(data if case["data"] in ("weight", "ln_gamma") else data[0])
+    x = jnp.asarray(FILE[f"in/{case['data']}"])
     axis = 0 if case.get("per_channel") else None
     low, high = jax.jit(mse_range, static_argnums=(1, 2))(x, case["bits"], axis)
     expected = (FILE[f"{name}/xmin"][0], FILE[f"{name}/xmax"][0])
@@ -115,3 +110,62 @@ def test_channel_ranges_keep_their_axis(axis):
     low, _ = min_max(x, axis)
     assert low.shape == ((3, 1) if axis == 0 else (1, 5))
     np.testing.assert_array_equal(np.ravel(low), np.asarray(x).min(1 if axis == 0 else 0))
+
+
+@pytest.mark.parametrize("percentile", [99.0, 99.99, 99.999, 100.0])
+@pytest.mark.parametrize("size", [1, 2, 3, 101])
+def test_percentile_of_a_small_tensor_interpolates(percentile, size):
+    x = np.random.default_rng(size).normal(size=(2, size)).astype(np.float32)
+    ends = (100.0 - percentile, percentile)
+    for axis, numpy_axis in ((None, None), (0, 1)):
+        found = percentile_range(jnp.asarray(x), percentile, axis)
+        for value, expected in zip(found, np.percentile(x, ends, axis=numpy_axis), strict=True):
+            np.testing.assert_allclose(np.ravel(value), np.ravel(expected), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_channel_percentiles_keep_their_axis(axis):
+    x = jax.random.normal(jax.random.key(0), (3, 5, 2))
+    ranges = (min_max(x, axis), percentile_range(x, 100.0, axis))
+    for exact, percentile in zip(*ranges, strict=True):
+        np.testing.assert_array_equal(exact, percentile)
+
+
+WEIGHT_RANGES = {
+    "minmax": min_max,
+    "percentile": lambda w, axis: percentile_range(w, 90.0, axis),
+    "mse": lambda w, axis: mse_range(w, 8, axis),
+}
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("estimator", WEIGHT_RANGES)
+def test_a_value_that_is_not_finite_is_never_overlooked(estimator, bad, axis):
+    # One in a hundred: a percentile would clip it.
+    w = jax.random.normal(jax.random.key(0), (100, 2)).at[50, 1].set(bad)
+    low, high = WEIGHT_RANGES[estimator](w, axis)
+    assert np.isnan(np.ravel(low)[-1])
+    assert np.isnan(np.ravel(high)[-1])
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize("value", [0.0, 3.0, -3.0, 1e-6])
+@pytest.mark.parametrize("estimator", ["minmax", "percentile"])
+def test_a_constant_weight_survives(estimator, value, axis, bits):
+    w = jnp.full((4, 2), value)
+    grid = symmetric_grid(*WEIGHT_RANGES[estimator](w, axis), bits)
+    np.testing.assert_allclose(fake_quantize(w, grid), w, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.parametrize("value", [0.0, 3.0, -3.0])
+def test_mse_of_a_constant_weight_is_near_it(value, axis):
+    w = jnp.full((4, 2), value)
+    low, high = mse_range(w, 8, axis)
+    assert np.all(high > 0.0)
+    assert np.all(low == (0.0 if value >= 0.0 else -high))
+    # The first threshold that has a code next to it: a hundredth of 3.5 apart.
+    quantized = fake_quantize(w, symmetric_grid(low, high, 8))
+    np.testing.assert_allclose(quantized, w, atol=0.02)

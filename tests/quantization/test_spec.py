@@ -18,6 +18,10 @@ from tests.small import small_config
         ({"weight_estimator": "mse2"}, "found 'mse2'.*did you mean 'mse'"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), found 1.0"),
         ({"percentile": 50.0}, r"percentile must be in \(50, 100\], found 50.0"),
+        ({"weight_percentile": 101}, r"weight_percentile must be in \(50, 100\], found 101"),
+        ({"activation_estimator": "mse_lst"}, "found 'mse_lst'.*did you mean 'mse_last'"),
+        ({"activation_estimator": "mse", "percentile": 99.9}, "percentile is of .*=minmax"),
+        ({"weight_estimator": "mse", "weight_percentile": 99.9}, "weight_percentile is of"),
     ],
 )
 def test_wrong_options_are_named(options, sentence):
