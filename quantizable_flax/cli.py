@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 from quantizable_flax.errors import UserError
 
 MISTAKE = 2
+OVERRIDES = ("config.", "quant.")  # flags of eval.py that change a run's configuration
 
 T = TypeVar("T")
 
 
-def run(main: Callable[[list[str]], None], unknown_prefix: str | None = None) -> None:
+def run(main: Callable[[list[str]], None], unknown_prefix: tuple[str, ...] = ()) -> None:
     """Parses flags, runs main(arguments left over), and turns a UserError into exit status 2.
 
     Args:
@@ -52,10 +53,8 @@ def fail(error: Exception | str) -> None:
     sys.exit(MISTAKE)
 
 
-def _parse(arguments: list[str], unknown_prefix: str | None) -> list[str]:
-    passed = []
-    if unknown_prefix is not None:
-        passed = [a for a in arguments[1:] if a.lstrip("-").startswith(unknown_prefix)]
+def _parse(arguments: list[str], unknown_prefix: tuple[str, ...]) -> list[str]:
+    passed = [a for a in arguments[1:] if a.lstrip("-").startswith(unknown_prefix)]
     try:
         return [*flags.FLAGS([a for a in arguments if a not in passed]), *passed]
     except UserError as error:

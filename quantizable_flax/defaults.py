@@ -57,8 +57,11 @@ def shared_defaults() -> ConfigDict:
             "weight_per_channel": False,
             "activation_estimator": "minmax",
             "activation_symmetric": False,
+            "activation_ranges": "static",  # or "token": of each token, at run time
+            "site_bits": "",  # e.g. "layer_0/.*=4 .*/scores=16", the first match decides
             "momentum": 0.9,
             "percentile": config_dict.placeholder(float),
+            "skip": config_dict.placeholder(str),  # sites that stay in floating point
         }
     )
     return config

@@ -1,7 +1,9 @@
 """All figures of a trained run: floating point, and post-training quantization in any setting."""
 
+import functools
+import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -19,8 +21,12 @@ from quantizable_flax.models.registry import (
     with_config,
     with_quant,
 )
+from quantizable_flax.ptq.int8 import count_products, to_int8
+from quantizable_flax.ptq.sensitivity import SiteCost, sensitivity
+from quantizable_flax.ptq.settings import Setting, make_spec
+from quantizable_flax.ptq.smoothquant import smooth
 from quantizable_flax.quantization.calibration import calibrate, make_calibrate_step
-from quantizable_flax.quantization.spec import QuantSpec, parse_bits, parse_setup
+from quantizable_flax.quantization.spec import QuantSpec
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +42,6 @@ class Evaluator:
     Attributes:
       config: of the run, with the data to evaluate on.
       metric: the model's, e.g. perplexity.
-      fp: the floating-point metrics, with outliers.
     """
 
     def __init__(self, config: ConfigDict, model: nn.Module, params: Any, task: Task):
@@ -50,22 +55,67 @@ class Evaluator:
             num_batches=config.eval.batches or None,
             workers=config.data.workers,
         )
-        logger.info("evaluating in floating point")
-        self.fp = self._evaluate(self._model, outlier_sites(config), label="floating point")
+        self._calibrate_steps: dict[nn.Module, Callable] = {}
+        self._eval_steps: dict[nn.Module, Callable] = {}
 
-    def quantized(self, bits: str, seeds: int) -> list[float]:
-        """The metric in one bit setting such as `w8a8`, one per calibration seed 0..seeds-1."""
-        model = with_quant(self._model, make_spec(self.config, bits))
-        calibrate_step, eval_step = make_calibrate_step(model), make_eval_step(model)
-        values = []
-        for seed in range(seeds):
-            logger.info("evaluating %s, calibration seed %d of %d", bits, seed + 1, seeds)
-            ranges = calibrate(
-                model, self._params, self._calibration_batches(seed), step=calibrate_step
-            )
-            metrics = self._evaluate(model, None, ranges, eval_step, label=bits)
+    @functools.cached_property
+    def fp(self) -> Metrics:
+        """The metrics of the model as it was trained, with outliers."""
+        logger.info("evaluating the model as it is")
+        step = make_eval_step(self._model, outlier_sites(self.config))
+        return self._evaluate(self._model, self._params, {}, step, label="evaluating")
+
+    def quantized(self, setting: Setting, seeds: int, backend: str = "simulated") -> list[float]:
+        """The metric in one setting, one per calibration seed 0..seeds-1.
+
+        Settings that look at no data give one value, whatever the seeds.
+        """
+        spec, values = make_spec(self.config, setting), []
+        for seed in range(seeds if needs_data(spec, setting) else 1):
+            logger.info("evaluating %s, calibration seed %d of %d", setting.name, seed + 1, seeds)
+            model, params, ranges = self.calibrated(setting, seed)
+            if backend == "int8":
+                model, params = to_int8(model, params, ranges)
+                ranges = {}
+                if seed == 0:
+                    counts = count_products(model, params)
+                    logger.info("matrix products: %d of integers, %d in floating point", *counts)
+            metrics = self._evaluate(model, params, ranges, self._step(model), label=setting.name)
             values.append(metrics.value)
         return values
+
+    def calibrated(self, setting: Setting, seed: int = 0) -> tuple[nn.Module, Any, Any]:
+        """Returns (model with the setting's spec, params, ranges), calibrated on training data."""
+        spec, params = make_spec(self.config, setting), self._params
+        model = with_quant(self._model, spec)
+        if setting.smooth is not None:
+            params = smooth(model, params, self._calibration_batches(seed), setting.smooth)
+        batches = self._calibration_batches(seed)
+        if not needs_data(spec, setting):
+            batches = itertools.islice(batches, 1)  # the weights alone have ranges
+        if model not in self._calibrate_steps:
+            self._calibrate_steps[model] = make_calibrate_step(model)
+        ranges = calibrate(model, params, batches, step=self._calibrate_steps[model])
+        return model, params, ranges
+
+    def int8(self, setting: Setting) -> tuple[nn.Module, Any]:
+        """Returns (model, params) that run on integers, of calibration seed 0."""
+        return to_int8(*self.calibrated(setting))
+
+    def sensitivity(self, setting: Setting) -> list[SiteCost]:
+        """What each site of a setting costs when it alone is quantized, dearest first."""
+        spec = make_spec(self.config, setting)
+        return sensitivity(
+            with_quant(self._model, spec),
+            self._params,
+            self._calibration_batches(seed=0),
+            self._batches,
+        )
+
+    def _step(self, model: nn.Module) -> Callable:
+        if model not in self._eval_steps:
+            self._eval_steps[model] = make_eval_step(model)
+        return self._eval_steps[model]
 
     def _calibration_batches(self, seed: int) -> Iterable[Batch]:
         quant = self.config.quant
@@ -89,10 +139,10 @@ class Evaluator:
                 f"quant.calibration_batches * quant.calibration_batch_size: {error}"
             ) from error
 
-    def _evaluate(self, model, sites, ranges=None, step=None, *, label: str) -> Metrics:
+    def _evaluate(self, model, params, ranges, step, *, label: str) -> Metrics:
         return evaluate(
-            step or make_eval_step(model, sites),
-            self._params,
+            step,
+            params,
             self._batches,
             ranges,
             metric=self.metric,
@@ -102,32 +152,23 @@ class Evaluator:
         )
 
 
-def make_spec(config: ConfigDict, bits: str) -> QuantSpec:
-    """Returns the scheme of `config.quant` with bit widths such as `w8a8`.
-
-    Raises:
-      UserError: unreadable or impossible bit widths or setup, or a bad key of `config.quant`.
-    """
-    quant, (weight_bits, activation_bits) = config.quant, parse_bits(bits)
-    return QuantSpec(
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        weight_estimator=quant.weight_estimator,
-        weight_percentile=quant.weight_percentile,
-        weight_per_channel=quant.weight_per_channel,
-        activation_estimator=quant.activation_estimator,
-        activation_symmetric=quant.activation_symmetric,
-        momentum=quant.momentum,
-        percentile=quant.percentile,
-        gated_context=quant.gated_context,
-        **parse_setup(quant.setup),
-    )
+def needs_data(spec: QuantSpec, setting: Setting) -> bool:
+    """Whether a setting's ranges depend on calibration data."""
+    static = spec.activation_ranges == "static"
+    bits = spec.activation_bits is not None or any(spec.site_bits)
+    return (static and bits) or setting.smooth is not None
 
 
 def result_row(
-    name: str, config: ConfigDict, evaluator: Evaluator, bits: Iterable[str], seeds: int, info: dict
+    name: str,
+    config: ConfigDict,
+    evaluator: Evaluator,
+    settings: Iterable[Setting],
+    seeds: int,
+    info: dict,
+    backend: str = "simulated",
 ) -> dict[str, Any]:
-    """Returns one table row: figures of the floating-point model and of every bit setting.
+    """Returns one table row: figures of the floating-point model and of every setting.
 
     Keys: name, model, attention, metric, fp, fp_loss, max_inf_norm, avg_kurtosis, steps, seconds
     (of training), and per setting `w8a8` (mean over calibration seeds) and `w8a8_std`.
@@ -142,8 +183,8 @@ def result_row(
         "max_inf_norm": evaluator.fp.outliers["max_inf_norm"],
         "avg_kurtosis": evaluator.fp.outliers["avg_kurtosis"],
     }
-    for setting in bits:
-        values = evaluator.quantized(setting, seeds)
-        row[setting], row[f"{setting}_std"] = float(np.mean(values)), float(np.std(values))
+    for setting in settings:
+        values, column = evaluator.quantized(setting, seeds, backend), setting.name
+        row[column], row[f"{column}_std"] = float(np.mean(values)), float(np.std(values))
     row["steps"], row["seconds"] = info["step"], info["train_seconds"]
     return row

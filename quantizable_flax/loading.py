@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
 from quantizable_flax import config as configuration
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.registry import build_model
+from quantizable_flax.models.registry import build_model, with_config, with_quant
+from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.training import checkpoint, resume
 
 
@@ -22,7 +24,7 @@ class Run(NamedTuple):
       model: the Linen module.
       params: its parameters, float32, on this process's first device.
       assets: saved with the run: its tokenizer, or the names of its classes.
-      info: `step`, `train_seconds`, `versions`.
+      info: `step`, `train_seconds`, `versions`; of an INT8 model `quant`, its scheme.
     """
 
     config: ConfigDict
@@ -31,12 +33,23 @@ class Run(NamedTuple):
     assets: dict[str, Any]
     info: dict[str, Any]
 
+    @property
+    def is_int8(self) -> bool:
+        """Whether it is an exported model, which computes on integers."""
+        return "quant" in self.info
+
+    @property
+    def notes(self) -> checkpoint.Notes:
+        """What a checkpoint of this run says beside the parameters, but for the data position."""
+        return checkpoint.Notes({}, self.config.to_dict(), self.assets, self.info)
+
 
 def load(path: str) -> tuple[nn.Module, Any]:
     """Returns (model, params) of the newest readable checkpoint of a run.
 
     Args:
-      path: the workdir of a run, or the folder of one step in its `checkpoints/`.
+      path: the workdir of a run, the folder of one step in its `checkpoints/`, or what
+        `eval.py --export_int8` wrote: that model runs on integers.
 
     Raises:
       UserError: no checkpoint there, or none that can be read.
@@ -53,7 +66,7 @@ def load_run(path: str) -> Run:
         notes = checkpoint.read_notes(workdir, step)
         config = configuration.from_dict(notes.config)
         params = checkpoint.restore_params(workdir, step)
-        return Run(config, build_model(config), params, notes.assets, notes.info)
+        return Run(config, _model(config, notes.info), params, notes.assets, notes.info)
 
     if wanted is not None:
         return resume.read_step(workdir, wanted, read)
@@ -61,14 +74,29 @@ def load_run(path: str) -> Run:
     return run
 
 
+def _model(config: ConfigDict, info: Mapping[str, Any]) -> nn.Module:
+    """The run's model; one that was exported computes on integers, and in float32 between."""
+    model = build_model(config)
+    if "quant" not in info:
+        return model
+    return with_quant(with_config(model, dtype=jnp.float32), QuantSpec.from_dict(info["quant"]))
+
+
 def override_run(run: Run, arguments: list[str]) -> None:
     """Applies `--config.a.b=value` arguments to the configuration of a trained run.
 
-    Other `data.files` come without the run's own validation files.
+    `--quant.b=value` is short for `--config.quant.b=value`. Other `data.files` come without the
+    run's own validation files.
 
     Raises:
       UserError: as `config.override`, or a key of the model, which is trained already.
     """
+    arguments = [
+        f"--config.{argument.lstrip('-')}"
+        if argument.lstrip("-").startswith("quant.")
+        else argument
+        for argument in arguments
+    ]
     keys = [argument.lstrip("-").partition("=")[0] for argument in arguments]
     for key in keys:
         if key.startswith("config.model."):

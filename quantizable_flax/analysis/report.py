@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -16,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from quantizable_flax.analysis import tables
 from quantizable_flax.models.metric import METRICS
+from quantizable_flax.ptq.sensitivity import SiteCost
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -23,6 +25,7 @@ table { border-collapse: collapse; } td, th { padding: .3rem .8rem; border-botto
 td, th { text-align: right; } .left { text-align: left; } img { max-width: 100%; }
 """
 LEFT = " class='left'"
+SHOWN_SITES = 40
 
 
 class Subject(NamedTuple):
@@ -37,6 +40,20 @@ class Subject(NamedTuple):
     row: dict[str, Any]
     sites: dict[str, float]
     history: list[tuple[int, float]]
+
+
+def sensitivity_report(name: str, setting: str, costs: Sequence[SiteCost]) -> str:
+    """Returns a page with what each site costs alone; the figure shows the dearest of them."""
+    shown = list(costs[:SHOWN_SITES])[::-1]
+    figure, axis = plt.subplots(figsize=(10, 1 + 0.25 * len(shown)), layout="constrained")
+    axis.barh([cost.site for cost in shown], [cost.increase for cost in shown])
+    axis.set_xlabel("loss increase with this site alone quantized (nats)")
+    lines = "".join(
+        f"<tr><td{LEFT}>{html.escape(cost.site)}</td><td>{cost.increase:+.6f}</td></tr>"
+        for cost in costs
+    )
+    head = f"<h1>{html.escape(name)}: sites by what {html.escape(tables.title(setting))} costs</h1>"
+    return _page(f"{head}{_image(figure)}<table>{lines}</table>")
 
 
 def report(subjects: list[Subject], bits: list[str]) -> str:
@@ -60,7 +77,10 @@ def report(subjects: list[Subject], bits: list[str]) -> str:
     trained = [group for group in groups if any(subject.history for subject in group)]
     if trained:
         parts += ["<h2>Training</h2>", *(_image(_history_figure(group)) for group in trained)]
-    body = "\n".join(parts)
+    return _page("\n".join(parts))
+
+
+def _page(body: str) -> str:
     return (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>quantizable_flax</title>"
         f"<style>{STYLE}</style><body>{body}</body></html>\n"
@@ -115,7 +135,7 @@ def _cost_figure(rows: list[dict[str, Any]], bits: list[str]) -> Figure:
     for i, row in enumerate(rows):
         costs = [metric.cost(row[setting], row["fp"]) for setting in bits]
         axis.bar(np.arange(len(bits)) + i * width, costs, width, label=row["name"])
-    axis.set_xticks(np.arange(len(bits)) + 0.4 - width / 2, [b.upper() for b in bits])
+    axis.set_xticks(np.arange(len(bits)) + 0.4 - width / 2, [tables.title(b) for b in bits])
     axis.set_ylabel(metric.cost_label)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.legend()

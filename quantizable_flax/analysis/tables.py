@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.metric import METRICS
+from quantizable_flax.ptq.sensitivity import SiteCost
 
 Row = dict[str, Any]
 LEFT = ("name", "model", "attention", "metric")
@@ -36,9 +37,15 @@ def columns(rows: list[Row], bits: list[str]) -> list[tuple[str, Callable[[Row],
         (f"FP{unit}", lambda row: number(row["fp"])),
         ("max inf norm", lambda row: number(row["max_inf_norm"])),
         ("avg kurtosis", lambda row: number(row["avg_kurtosis"])),
-        *((f"{setting.upper()}{unit}", quantized(setting)) for setting in bits),
+        *((f"{title(setting)}{unit}", quantized(setting)) for setting in bits),
         ("steps", lambda row: str(row["steps"])),
     ]
+
+
+def title(setting: str) -> str:
+    """A setting as a header: `W8A8+smooth=0.5`."""
+    bits, plus, options = setting.partition("+")
+    return bits.upper() + plus + options
 
 
 def number(value: float) -> str:
@@ -53,12 +60,26 @@ def print_table(rows: list[Row], bits: list[str]) -> None:
     """Prints the rows on stdout."""
     table = Table()
     for title, _ in columns(rows, bits):
-        table.add_column(title, justify="left" if title in LEFT else "right")
+        table.add_column(title, justify="left" if title in LEFT else "right", overflow="fold")
     for row in rows:
         table.add_row(*(show(row) for _, show in columns(rows, bits)))
+    _print(table)
+
+
+def _print(table: Table) -> None:
     # A pipe has no width of its own; a table cut at 80 columns would lose figures.
     console = Console()
     Console(width=console.width if console.is_terminal else 160).print(table)
+
+
+def print_costs(costs: Sequence[SiteCost]) -> None:
+    """Prints what each site costs when it alone is quantized, in the order given."""
+    table = Table()
+    table.add_column("site")
+    table.add_column("loss increase (nats)", justify="right")
+    for cost in costs:
+        table.add_row(cost.site, f"{cost.increase:+.6f}")
+    _print(table)
 
 
 def markdown(rows: list[Row], bits: list[str]) -> str:

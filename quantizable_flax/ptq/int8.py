@@ -1,6 +1,7 @@
 """A calibrated model as integers: int8 codes instead of weights, grids beside them."""
 
 import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -63,6 +64,20 @@ def to_int8(model: nn.Module, params: Params, ranges: Any) -> tuple[nn.Module, P
         kept[path] = value
     served = with_quant(model, dataclasses.replace(spec, backend="int8"))
     return served, traverse_util.unflatten_dict(kept)
+
+
+def count_products(model: nn.Module, params: Params) -> tuple[int, int]:
+    """Returns how many matrix products of a model from `to_int8` are of integers, and how many not.
+
+    Counted in the program before XLA's own passes.
+    """
+
+    def loss(params):
+        return model.apply({"params": params}, model.example_batch(), method="loss")
+
+    text = jax.jit(loss).lower(params).as_text()
+    operands = re.findall(r"stablehlo\.dot_general .*: \(tensor<[^>]*x(\w+)>,", text)
+    return operands.count("i8"), len(operands) - operands.count("i8")
 
 
 def size_in_bytes(params: Params) -> int:

@@ -7,22 +7,31 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.quantization.sites import RANGES
+from quantizable_flax.quantization.sites import RANGES, SWITCHES
 
 Batch = dict[str, Any]
 
 
-def make_calibrate_step(model: nn.Module) -> Callable:
-    """Returns the jitted `(params, ranges, batch) -> ranges` of a model with a quant spec."""
+def make_calibrate_step(model: nn.Module, switches: Any = None) -> Callable:
+    """Returns the jitted `(params, ranges, batch) -> ranges` of a model with a quant spec.
+
+    With `switches`, a site that is off passes its input on as it is.
+    """
+    collections = {} if switches is None else {SWITCHES: switches}
 
     @functools.partial(jax.jit, donate_argnums=1)
     def calibrate_step(params, ranges, batch):
         _, updated = model.apply(
-            {"params": params, RANGES: ranges}, batch, method="loss", mutable=[RANGES]
+            {"params": params, RANGES: ranges, **collections},
+            batch,
+            method="loss",
+            mutable=[RANGES],
         )
-        return updated[RANGES]
+        return updated.get(RANGES, {})
 
     return calibrate_step
 
@@ -42,7 +51,7 @@ def calibrate(
       step: a compiled `make_calibrate_step(model)` to use again, None makes one.
 
     Raises:
-      UserError: no batch at all.
+      UserError: no batch at all, or a value that is not finite.
     """
     step, ranges = step or make_calibrate_step(model), None
     for batch in batches:
@@ -54,7 +63,18 @@ def calibrate(
             "calibration needs at least one batch, found none: give it data, or raise "
             "quant.calibration_batches."
         )
+    check_finite(ranges)
     return ranges
+
+
+def check_finite(ranges: Any) -> None:
+    """Raises UserError, naming the first site, if calibration saw a value that is not finite."""
+    for path, known in traverse_util.flatten_dict(jax.device_get(ranges), sep="/").items():
+        if not (np.all(np.isfinite(known.min)) and np.all(np.isfinite(known.max))):
+            raise UserError(
+                f"calibration saw a value that is not finite at {path.removesuffix('/range')}: "
+                "evaluate the checkpoint in floating point, and take one that is sound."
+            )
 
 
 def unknown_ranges(model: nn.Module, params: Any, batch: Batch) -> Any:
@@ -62,7 +82,7 @@ def unknown_ranges(model: nn.Module, params: Any, batch: Batch) -> Any:
 
     def forward(params, batch):
         _, updated = model.apply({"params": params}, batch, method="loss", mutable=[RANGES])
-        return updated[RANGES]
+        return updated.get(RANGES, {})
 
     shapes = jax.eval_shape(forward, params, batch)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -121,7 +121,8 @@ class WeightSite(nn.Module):
         """The weight as int8 codes, if the parameters hold it so."""
         if not self.has_variable("params", self.parameter):
             return None
-        return Quantized(**self.get_variable("params", self.parameter))
+        # Parameters that are still numpy arrays cannot be indexed by a traced one.
+        return Quantized(**jax.tree.map(jnp.asarray, self.get_variable("params", self.parameter)))
 
     def _range(self, w: jax.Array, spec: QuantSpec, bits: int) -> ranges.Range:
         axis = self.channel_axis if spec.weight_per_channel else None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from quantizable_flax.errors import UserError, check_choice, nearest
@@ -99,6 +100,12 @@ class QuantSpec:
                 f"quant.{field} is of quant.{estimator}=minmax, found {getattr(self, estimator)}: "
                 "set one of the two."
             )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "QuantSpec":
+        """Rebuilds a spec from `dataclasses.asdict(spec)`, also after JSON."""
+        site_bits = tuple((pattern, bits) for pattern, bits in values["site_bits"])
+        return cls(**{**values, "site_bits": site_bits})
 
     def patterns(self) -> list[str]:
         """The regular expressions that must each match a site."""

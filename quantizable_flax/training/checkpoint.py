@@ -96,6 +96,16 @@ class Checkpoints:
         self._manager.close()
 
 
+def save_params(workdir: epath.Path, params: Any, notes: Notes) -> None:
+    """Writes a checkpoint to be loaded, not trained on: parameters and notes alone."""
+    items = {
+        "params": ocp.args.StandardSave(params),
+        **{name: ocp.args.JsonSave(getattr(notes, name)) for name in JSON_ITEMS},
+    }
+    with ocp.CheckpointManager(workdir / FOLDER) as manager:
+        manager.save(notes.info["step"], args=ocp.args.Composite(**items))
+
+
 def saved_steps(workdir: epath.Path) -> list[int]:
     """Steps with a finished checkpoint, newest first."""
     folder = workdir / FOLDER

@@ -96,6 +96,7 @@ def _restore(config: ConfigDict, path: epath.Path, like: TrainState):
 
     def read(step):
         notes = checkpoint.read_notes(path, step)
+        resume.check_trainable(notes.info, path)
         resume.check_same(notes.config, config.to_dict(), path)
         return checkpoint.restore_state(path, step, like), notes
 

@@ -98,6 +98,15 @@ def read_step(workdir: epath.Path, step: int, read: Callable[[int], T]) -> T:
 FREE_DATA = ("workers", "cache_dir", "tfds_dir", "eval_crop")
 
 
+def check_trainable(info: Mapping[str, Any], workdir: epath.Path) -> None:
+    """Raises UserError for an exported INT8 model, which holds no weights to train."""
+    if "quant" in info:
+        raise UserError(
+            f"{workdir} holds an exported INT8 model, which cannot be trained on: continue the run "
+            "that it was exported from, or give a new --workdir."
+        )
+
+
 def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epath.Path) -> None:
     """Raises UserError if a run cannot continue with the asked configuration.
 

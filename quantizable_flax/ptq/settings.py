@@ -1,0 +1,167 @@
+"""What stands in one column of the results: `w8a8`, `w6a8+mse`, `w8a8+smooth=0.5`, ..."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.models.registry import with_quant
+from quantizable_flax.quantization.calibration import unknown_ranges
+from quantizable_flax.quantization.spec import QuantSpec, parse_bits, parse_setup
+
+SMOOTH_ALPHA = 0.5  # the published default of SmoothQuant
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Bits and options of one column.
+
+    Attributes:
+      name: as it was written, e.g. `w8a8+smooth=0.5`.
+      weight_bits, activation_bits: None leaves that side in floating point.
+      options: fields of `QuantSpec` that differ from the configuration.
+      smooth: alpha of SmoothQuant before everything else, None for none.
+    """
+
+    name: str
+    weight_bits: int | None
+    activation_bits: int | None
+    options: tuple[tuple[str, Any], ...] = ()
+    smooth: float | None = None
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"+{name} takes a number, found {text!r}: write +{name}=0.5.") from error
+
+
+# Option -> the fields of QuantSpec that it sets, from the text behind `=`.
+OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "token": lambda _: {"activation_ranges": "token"},
+    "mse": lambda _: {"weight_estimator": "mse", "weight_percentile": None},
+    "act_mse": lambda _: {"activation_estimator": "mse", "percentile": None},
+    "channel": lambda _: {"weight_per_channel": True},
+    "symmetric": lambda _: {"activation_symmetric": True},
+    "percentile": lambda text: {"percentile": _number("percentile", text)},
+    "smooth": lambda _: {},
+}
+VALUED = ("percentile", "smooth")
+
+
+def parse_setting(name: str) -> Setting:
+    """Reads a column such as `w4a8+mse+channel`.
+
+    `+token`: activation ranges of each token at run time; `+mse`, `+act_mse`: least-squares
+    ranges of weights, of activations; `+channel`: weights per channel; `+symmetric`: symmetric
+    activation grids; `+percentile=99.99`: of activations; `+smooth` or `+smooth=0.8`: SmoothQuant.
+
+    Raises:
+      UserError: unreadable bits, an unknown option, a value where none belongs or none where one
+        does.
+    """
+    bits, *parts = name.split("+")
+    weight_bits, activation_bits = parse_bits(bits)
+    fields: dict[str, Any] = {}
+    smooth = None
+    for part in parts:
+        option, equals, text = part.partition("=")
+        check_choice("an option behind + in --quant", option, OPTIONS)
+        if equals and option not in VALUED:
+            raise UserError(f"+{option} takes no value, found {part!r}: leave {text!r} away.")
+        fields |= OPTIONS[option](text)
+        if option == "smooth":
+            smooth = _number("smooth", text) if equals else SMOOTH_ALPHA
+    return Setting(name, weight_bits, activation_bits, tuple(fields.items()), smooth)
+
+
+def make_spec(config: ConfigDict, setting: Setting | str, backend: str = "simulated") -> QuantSpec:
+    """Returns the scheme of `config.quant` with the bits and options of a setting.
+
+    Raises:
+      UserError: unreadable or impossible bit widths or setup, or a bad key of `config.quant`.
+    """
+    setting = parse_setting(setting) if isinstance(setting, str) else setting
+    quant = config.quant
+    fields = {field.name for field in dataclasses.fields(QuantSpec)}
+    same = {key: quant[key] for key in quant if key in fields - {"site_bits"}}
+    return QuantSpec(
+        **{
+            **same,
+            **parse_setup(quant.setup),
+            **dict(setting.options),
+            "weight_bits": setting.weight_bits,
+            "activation_bits": setting.activation_bits,
+            "site_bits": parse_site_bits(quant.site_bits),
+            "backend": backend,
+        }
+    )
+
+
+def parse_site_bits(text: str) -> tuple[tuple[str, int], ...]:
+    """Reads `layer_0/.*=4 .*/scores=16`: regular expressions and bits, parted by spaces.
+
+    Raises:
+      UserError: a part without `=` and a number behind it.
+    """
+    pairs = []
+    for part in text.split():
+        pattern, _, bits = part.rpartition("=")
+        if not pattern or not re.fullmatch(r"\d+", bits):
+            raise UserError(
+                f"quant.site_bits must read like 'layer_0/.*=4 .*/scores=16', found {part!r}."
+            )
+        pairs.append((pattern, int(bits)))
+    return tuple(pairs)
+
+
+def site_names(model: nn.Module, spec: QuantSpec) -> list[str]:
+    """Every site of the model that the spec's setup quantizes, whatever its patterns say."""
+    plain = dataclasses.replace(
+        spec,
+        weight_bits=8,
+        activation_bits=8,
+        activation_ranges="static",
+        skip=None,
+        site_bits=(),
+        backend="simulated",
+    )
+    batch = model.example_batch()
+    shapes = jax.eval_shape(lambda key: model.init(key, batch, method="loss"), jax.random.key(0))
+    ranges = unknown_ranges(with_quant(model, plain), nn.unbox(shapes["params"]), batch)
+    return sorted("/".join(path[:-1]) for path in traverse_util.flatten_dict(ranges))
+
+
+def check_spec(model: nn.Module, spec: QuantSpec) -> None:
+    """Raises UserError for a spec that does not fit the model.
+
+    Such as a setup that names what the model lacks, or an expression of `skip` or `site_bits`
+    that matches no site.
+    """
+    with_quant(model, spec)
+    if not spec.patterns():
+        return
+    names = site_names(model, spec)
+    for pattern in spec.patterns():
+        if not any(re.fullmatch(pattern, name) for name in names):
+            close = sorted(names, key=lambda name: _distance(pattern, name))[:5]
+            raise UserError(
+                f"the expression {pattern!r} of quant.skip or quant.site_bits matches none of the "
+                f"{len(names)} sites in full: the nearest are {', '.join(close)}."
+            )
+
+
+def _distance(pattern: str, name: str) -> float:
+    """How far an expression, without its special characters, is from a name or a part of it."""
+    plain = re.sub(r"[.*?+^$()\[\]|\\]", "", pattern)
+    return -max(
+        difflib.SequenceMatcher(None, plain, part).ratio() for part in [name, *name.split("/")]
+    )
