@@ -23,7 +23,7 @@ from quantizable_flax.models.registry import (
 )
 from quantizable_flax.ptq.int8 import count_products, to_int8
 from quantizable_flax.ptq.sensitivity import SiteCost, sensitivity
-from quantizable_flax.ptq.settings import Setting, make_spec
+from quantizable_flax.ptq.settings import Setting, make_spec, parse_setting
 from quantizable_flax.ptq.smoothquant import smooth
 from quantizable_flax.quantization.calibration import calibrate, make_calibrate_step
 from quantizable_flax.quantization.spec import QuantSpec
@@ -163,7 +163,7 @@ def result_row(
     name: str,
     config: ConfigDict,
     evaluator: Evaluator,
-    settings: Iterable[Setting],
+    settings: Iterable[Setting | str],
     seeds: int,
     info: dict,
     backend: str = "simulated",
@@ -183,7 +183,7 @@ def result_row(
         "max_inf_norm": evaluator.fp.outliers["max_inf_norm"],
         "avg_kurtosis": evaluator.fp.outliers["avg_kurtosis"],
     }
-    for setting in settings:
+    for setting in map(parse_setting, settings):
         values, column = evaluator.quantized(setting, seeds, backend), setting.name
         row[column], row[f"{column}_std"] = float(np.mean(values)), float(np.std(values))
     row["steps"], row["seconds"] = info["step"], info["train_seconds"]

@@ -57,7 +57,7 @@ OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
 VALUED = ("percentile", "smooth")
 
 
-def parse_setting(name: str) -> Setting:
+def parse_setting(name: str | Setting) -> Setting:
     """Reads a column such as `w4a8+mse+channel`.
 
     `+token`: activation ranges of each token at run time; `+mse`, `+act_mse`: least-squares
@@ -68,6 +68,8 @@ def parse_setting(name: str) -> Setting:
       UserError: unreadable bits, an unknown option, a value where none belongs or none where one
         does.
     """
+    if isinstance(name, Setting):
+        return name
     bits, *parts = name.split("+")
     weight_bits, activation_bits = parse_bits(bits)
     fields: dict[str, Any] = {}
@@ -89,8 +91,7 @@ def make_spec(config: ConfigDict, setting: Setting | str, backend: str = "simula
     Raises:
       UserError: unreadable or impossible bit widths or setup, or a bad key of `config.quant`.
     """
-    setting = parse_setting(setting) if isinstance(setting, str) else setting
-    quant = config.quant
+    setting, quant = parse_setting(setting), config.quant
     fields = {field.name for field in dataclasses.fields(QuantSpec)}
     same = {key: quant[key] for key in quant if key in fields - {"site_bits"}}
     return QuantSpec(

@@ -1,0 +1,112 @@
+"""Columns of the results and what they mean for the scheme."""
+
+import pytest
+
+from quantizable_flax import QuantSpec, UserError, build_model, default_config
+from quantizable_flax.ptq.settings import check_spec, make_spec, parse_setting, site_names
+from tests.small import small_config
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("w8a8", {}),
+        ("w4a8+mse+channel", {"weight_estimator": "mse", "weight_per_channel": True}),
+        ("w8a8+token", {"activation_ranges": "token"}),
+        ("w8a8+symmetric+act_mse", {"activation_symmetric": True, "activation_estimator": "mse"}),
+        ("a8+percentile=99.999", {"percentile": 99.999}),
+        ("w8", {}),
+    ],
+)
+def test_options_set_fields_of_the_scheme(name, fields):
+    spec = make_spec(default_config(), name)
+    bits = {"w8": (8, None), "a8": (None, 8), "w4": (4, 8)}.get(name.split("+")[0][:4])
+    weight, activation = bits or ((4, 8) if name.startswith("w4") else (8, 8))
+    assert spec == QuantSpec(weight, activation, **fields)
+
+
+def test_smoothing_has_a_default_and_a_value():
+    assert parse_setting("w8a8").smooth is None
+    assert parse_setting("w8a8+smooth").smooth == 0.5
+    assert parse_setting("w8a8+token+smooth=0.8").smooth == 0.8
+
+
+def test_every_key_of_the_configuration_arrives():
+    config = default_config("opt")
+    changes = {
+        "setup": "all+int16_final_LN",
+        "gated_context": False,
+        "weight_percentile": 99.0,
+        "weight_per_channel": True,
+        "activation_symmetric": True,
+        "activation_ranges": "token",
+        "momentum": 0.5,
+        "percentile": 99.9,
+        "skip": ".*scores",
+        "site_bits": "layer_0/.*=4 .*/probs=16",
+    }
+    config.quant.update(changes)
+    assert make_spec(config, "w6a4", backend="int8") == QuantSpec(
+        6,
+        4,
+        weight_percentile=99.0,
+        weight_per_channel=True,
+        activation_symmetric=True,
+        activation_ranges="token",
+        momentum=0.5,
+        percentile=99.9,
+        head=True,
+        final_layer_norm_bits=16,
+        gated_context=False,
+        skip=".*scores",
+        site_bits=(("layer_0/.*", 4), (".*/probs", 16)),
+        backend="int8",
+    )
+    config.quant.update({"weight_estimator": "mse", "weight_percentile": None, "percentile": None})
+    config.quant.activation_estimator = "mse_last"
+    spec = make_spec(config, "w8a8")
+    assert (spec.weight_estimator, spec.activation_estimator) == ("mse", "mse_last")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("w8a8+mze", r"must be one of token, mse.*found 'mze' \(did you mean 'mse'\?\)"),
+        ("w8a8+token=3", r"\+token takes no value, found 'token=3'"),
+        ("w8a8+smooth=x", r"\+smooth takes a number, found 'x'"),
+        ("w8a8+percentile", r"\+percentile takes a number, found ''"),
+        ("eight", "must read like w8a8"),
+    ],
+)
+def test_mistakes_in_a_setting(name, message):
+    with pytest.raises(UserError, match=message):
+        parse_setting(name)
+
+
+@pytest.mark.parametrize("text", ["layer_0", "=4", ".*=x", ".*=4=", ".*=1", ".*=17"])
+def test_mistakes_in_site_bits(text):
+    config = default_config()
+    config.quant.site_bits = text
+    with pytest.raises(UserError, match=r"quant\.site_bits must"):
+        make_spec(config, "w8a8")
+
+
+def test_an_expression_must_match_a_site():
+    model = build_model(small_config("bert"))
+    for spec in (QuantSpec(skip=r"layer_0/.*"), QuantSpec(site_bits=((r".*/scores", 4),))):
+        check_spec(model, spec)
+    with pytest.raises(UserError, match=r"'layer_0/attention/scorse'.*nearest are layer_0/att"):
+        check_spec(model, QuantSpec(skip="layer_0/attention/scorse"))
+    # A part of a name is no match: the whole name must be described.
+    with pytest.raises(UserError, match=r"in full.*scores"):
+        check_spec(model, QuantSpec(site_bits=(("scores", 4),)))
+    with pytest.raises(UserError, match="is no regular expression"):
+        QuantSpec(skip="(")
+
+
+def test_names_do_not_depend_on_what_is_skipped():
+    model = build_model(small_config("opt"))
+    names = site_names(model, QuantSpec(skip=".*"))
+    assert "layer_0/attention/query/weight" in names
+    assert names == site_names(model, QuantSpec(None, 4, activation_ranges="token"))
+    assert set(names) < set(site_names(model, QuantSpec(head=True)))
