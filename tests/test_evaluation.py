@@ -16,6 +16,7 @@ from quantizable_flax.interop import from_state_dict
 from quantizable_flax.loading import load_run, override_run, row_names
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.models.registry import build_model, with_config
+from quantizable_flax.ptq.settings import parse_setting
 from quantizable_flax.training.loop import train
 from tests.helpers import bert_config, golden, golden_names
 from tests.tiny import tiny_config
@@ -142,15 +143,15 @@ def test_row_of_a_run(trained):
 
 def test_calibration_seeds_see_different_batches(trained):
     evaluator = evaluator_of(trained)
-    first, second = evaluator.quantized("w4a4", 2)
+    first, second = evaluator.quantized(parse_setting("w4a4"), 2)
     assert first != second
-    assert evaluator.quantized("w4a4", 1) == [first]
+    assert evaluator.quantized(parse_setting("w4a4"), 1) == [first]
 
 
 def test_16_bits_equal_floating_point(trained):
     evaluator = evaluator_of(trained)
     # Steps of 1/65535 of the range: four digits of the perplexity cannot move.
-    assert evaluator.quantized("w16a16", 1)[0] == pytest.approx(evaluator.fp.value, rel=1e-4)
+    assert evaluator.quantized(parse_setting("w16a16"), 1)[0] == pytest.approx(evaluator.fp.value, rel=1e-4)
 
 
 def test_config_of_a_run_builds_the_same_model(trained):
