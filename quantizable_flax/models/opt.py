@@ -67,9 +67,8 @@ class OptEmbeddings(nn.Module):
 
     def __call__(self, input_ids_BxT: jax.Array, positions_BxT: jax.Array) -> Tensor:
         """Returns [B, T, D]; positions count from 0, -1 is padding."""
-        x = self.word(input_ids_BxT)
-        if self.config.projects:
-            x = values(self.project_in(x))
+        word, projects = self.word, self.config.projects
+        x = values(self.project_in(word.rows(input_ids_BxT))) if projects else word(input_ids_BxT)
         return self.sum(x + self.position(positions_BxT + POSITION_OFFSET))
 
 

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 
 from quantizable_flax.quantization.sites import Site, WeightSite
 from quantizable_flax.quantization.spec import QuantSpec
-from quantizable_flax.quantization.tensor import Tensor, apart, as_rows, product, values
+from quantizable_flax.quantization.tensor import (
+    Quantized,
+    Tensor,
+    apart,
+    as_rows,
+    product,
+    values,
+)
 
 Axes = tuple[str | None, ...]
 
@@ -123,15 +130,25 @@ class Embed(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Integer [...] -> [..., features]."""
+        return values(self.rows(ids)).astype(self.dtype)
+
+    def rows(self, ids: jax.Array) -> Tensor:
+        """As the call, but on the table's grid, for a lookup that enters a product."""
         stored = self.weight.stored()
         if stored is not None:
-            return stored[ids].values().astype(self.dtype)
+            return stored[ids]
         # A table that is still a numpy array cannot be indexed by a traced one.
-        rows = values(self.weight(jnp.asarray(self.embedding), rows=ids))
-        if self.frozen_id is not None:
-            frozen = (ids == self.frozen_id)[..., None]
-            rows = jnp.where(frozen, jax.lax.stop_gradient(rows), rows)
-        return rows.astype(self.dtype)
+        rows = self.weight(jnp.asarray(self.embedding), rows=ids)
+        if self.frozen_id is None:
+            return rows
+        frozen = (ids == self.frozen_id)[..., None]
+
+        def freeze(a: jax.Array) -> jax.Array:
+            return jnp.where(frozen, jax.lax.stop_gradient(a), a)
+
+        if isinstance(rows, Quantized):
+            return rows.moved(freeze, lambda grid: grid)
+        return freeze(rows)
 
     def attend(self, x: Tensor) -> jax.Array:
         """[..., features] -> float32 [..., num_embeddings]: logits of a tied decoder, no bias.
