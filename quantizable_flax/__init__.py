@@ -7,7 +7,9 @@ from quantizable_flax.config import default_config
 from quantizable_flax.errors import UserError
 from quantizable_flax.interop import from_state_dict
 from quantizable_flax.loading import load
-from quantizable_flax.models.registry import build_model
+from quantizable_flax.models.registry import build_model, with_quant
+from quantizable_flax.ptq.int8 import to_int8
+from quantizable_flax.quantization.calibration import calibrate
 from quantizable_flax.quantization.spec import QuantSpec
 
 __all__ = [
@@ -17,10 +19,13 @@ __all__ = [
     "UserError",
     "attention_fn",
     "build_model",
+    "calibrate",
     "clipped_softmax",
     "default_config",
     "from_state_dict",
     "load",
     "make_softmax",
     "softmax",
+    "to_int8",
+    "with_quant",
 ]

@@ -151,7 +151,9 @@ def test_calibration_seeds_see_different_batches(trained):
 def test_16_bits_equal_floating_point(trained):
     evaluator = evaluator_of(trained)
     # Steps of 1/65535 of the range: four digits of the perplexity cannot move.
-    assert evaluator.quantized(parse_setting("w16a16"), 1)[0] == pytest.approx(evaluator.fp.value, rel=1e-4)
+    assert evaluator.quantized(parse_setting("w16a16"), 1)[0] == pytest.approx(
+        evaluator.fp.value, rel=1e-4
+    )
 
 
 def test_config_of_a_run_builds_the_same_model(trained):
