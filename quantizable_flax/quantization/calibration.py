@@ -68,8 +68,10 @@ def calibrate(
 
 
 def check_finite(ranges: Any) -> None:
-    """Raises UserError, naming the first site, if calibration saw a value that is not finite."""
-    for path, known in traverse_util.flatten_dict(jax.device_get(ranges), sep="/").items():
+    """Raises UserError, naming a site, if calibration saw a value that is not finite."""
+    flat = traverse_util.flatten_dict(jax.device_get(ranges), sep="/")
+    # Weights first: one of them spoils all activations behind it.
+    for path, known in sorted(flat.items(), key=lambda item: "weight" not in item[0]):
         if not (np.all(np.isfinite(known.min)) and np.all(np.isfinite(known.max))):
             raise UserError(
                 f"calibration saw a value that is not finite at {path.removesuffix('/range')}: "

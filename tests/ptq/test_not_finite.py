@@ -13,7 +13,7 @@ from tests.small import small_batch, small_model
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("estimator", ["minmax", "mse"])
-def test_calibration_names_the_first_site_with_a_value_that_is_not_finite(value, estimator):
+def test_calibration_names_a_site_with_a_value_that_is_not_finite(value, estimator):
     model, params = small_model("vit")
     batch = small_batch("vit")
     images = model.normalise(batch["images"])
@@ -54,4 +54,4 @@ def test_one_image_that_is_not_finite_spoils_no_other():
     run = jax.jit(native.apply)
     clean = run({"params": int8_params}, images)
     broken = run({"params": int8_params}, images.at[1].set(np.nan))
-    np.testing.assert_array_equal(clean[[0, 2]], broken[[0, 2]])
+    np.testing.assert_array_equal(clean[::2], broken[::2])
