@@ -1,4 +1,4 @@
-"""NaN and infinity: calibration refuses them, a simulation passes them on, int8 cannot hold them."""
+"""NaN and infinity: calibration refuses them, a simulation passes them on, int8 cannot."""
 
 import jax
 import jax.numpy as jnp
