@@ -49,7 +49,7 @@ def to_int8(model: nn.Module, params: Params, ranges: Any) -> tuple[nn.Module, P
             method="loss",
             mutable=[STORED],
         )
-        return updated[STORED]
+        return updated.get(STORED, {})
 
     simulated = with_quant(model, dataclasses.replace(spec, backend="simulated"))
     if simulated != model:

@@ -31,7 +31,7 @@ def make_calibrate_step(model: nn.Module, switches: Any = None) -> Callable:
             method="loss",
             mutable=[RANGES],
         )
-        return updated.get(RANGES, {})
+        return updated.get(RANGES, {})  # empty where each row has a range of its own
 
     return calibrate_step
 
