@@ -127,7 +127,7 @@ def _one(flag: str, runs: dict[str, Run], settings: list[Setting]) -> tuple[Run,
 
 
 def _evaluator(run: Run) -> Evaluator:
-    return Evaluator(run.config, run.model, run.params, make_task(run.config, run.assets))
+    return Evaluator(run, make_task(run.config, run.assets))
 
 
 if __name__ == "__main__":

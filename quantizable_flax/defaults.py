@@ -7,6 +7,7 @@ def shared_defaults() -> ConfigDict:
     """Keys that every family has."""
     config = ConfigDict()
     config.name = config_dict.placeholder(str)  # a row's name in tables; default: the workdir's
+    config.init_from = config_dict.placeholder(str)  # a run whose parameters a new run starts from
     config.seed = 0
     config.optimizer = ConfigDict(
         {
@@ -62,6 +63,11 @@ def shared_defaults() -> ConfigDict:
             "momentum": 0.9,
             "percentile": config_dict.placeholder(float),
             "skip": config_dict.placeholder(str),  # sites that stay in floating point
+            "train": False,  # quantization-aware training, see training/qat.py
+            "bits": "w8a8",  # what is trained
+            "train_ranges": "running",  # or "learned"
+            # Adam moves a learned scale by about so much in a step, however small the scale is.
+            "range_learning_rate": config_dict.placeholder(float),  # None: as the weights
         }
     )
     return config

@@ -15,6 +15,7 @@ from quantizable_flax.analysis.outliers import outlier_sites
 from quantizable_flax.data import Task, eval_batches
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import Metrics, evaluate, make_eval_step
+from quantizable_flax.loading import Run
 from quantizable_flax.models.registry import (
     attention_label,
     check_length,
@@ -26,7 +27,7 @@ from quantizable_flax.ptq.sensitivity import SiteCost, sensitivity
 from quantizable_flax.ptq.settings import Setting, make_spec, parse_setting
 from quantizable_flax.ptq.smoothquant import smooth
 from quantizable_flax.quantization.calibration import calibrate, make_calibrate_step
-from quantizable_flax.quantization.spec import QuantSpec
+from quantizable_flax.quantization.learned import without_grids
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,14 @@ class Evaluator:
       metric: the model's, e.g. perplexity.
     """
 
-    def __init__(self, config: ConfigDict, model: nn.Module, params: Any, task: Task):
+    def __init__(self, run: Run, task: Task):
+        config, model = run.config, run.model
         check_length(config)
-        self.config, self._params, self._task = config, params, task
+        self.config, self._run, self._task = config, run, task
+        self._params = run.params if run.is_int8 else without_grids(run.params)
         self._model = with_config(model, dtype=jnp.float32)
+        if not run.is_int8:
+            self._model = with_quant(self._model, None)
         self.metric = model.metric
         self._batches = eval_batches(
             task,
@@ -70,8 +75,8 @@ class Evaluator:
 
         Settings that look at no data give one value, whatever the seeds.
         """
-        spec, values = make_spec(self.config, setting), []
-        for seed in range(seeds if needs_data(spec, setting) else 1):
+        values: list[float] = []
+        for seed in range(seeds if self._needs_data(setting) else 1):
             logger.info("evaluating %s, calibration seed %d of %d", setting.name, seed + 1, seeds)
             model, params, ranges = self.calibrated(setting, seed)
             if backend == "int8":
@@ -85,13 +90,18 @@ class Evaluator:
         return values
 
     def calibrated(self, setting: Setting, seed: int = 0) -> tuple[nn.Module, Any, Any]:
-        """Returns (model with the setting's spec, params, ranges), calibrated on training data."""
+        """Returns (model with the setting's spec, params, ranges), calibrated on training data.
+
+        The setting that a run was trained in has its ranges already.
+        """
         spec, params = make_spec(self.config, setting), self._params
         model = with_quant(self._model, spec)
+        if self._is_trained(setting):
+            return model, self._run.params, self._run.ranges or {}
         if setting.smooth is not None:
             params = smooth(model, params, self._calibration_batches(seed), setting.smooth)
         batches = self._calibration_batches(seed)
-        if not needs_data(spec, setting):
+        if not self._needs_data(setting):
             batches = itertools.islice(batches, 1)  # the weights alone have ranges
         if model not in self._calibrate_steps:
             self._calibrate_steps[model] = make_calibrate_step(model)
@@ -111,6 +121,17 @@ class Evaluator:
             self._calibration_batches(seed=0),
             self._batches,
         )
+
+    def _is_trained(self, setting: Setting) -> bool:
+        trained = self._run.trained_spec
+        return setting.smooth is None and make_spec(self.config, setting) == trained
+
+    def _needs_data(self, setting: Setting) -> bool:
+        """Whether a setting's ranges depend on calibration data."""
+        spec = make_spec(self.config, setting)
+        static = spec.activation_ranges == "static"
+        bits = spec.activation_bits is not None or bool(spec.site_bits)
+        return not self._is_trained(setting) and ((static and bits) or setting.smooth is not None)
 
     def _step(self, model: nn.Module) -> Callable:
         if model not in self._eval_steps:
@@ -150,13 +171,6 @@ class Evaluator:
             averaging=self.config.eval.perplexity,
             kurtosis_batches=self.config.eval.kurtosis_batches,
         )
-
-
-def needs_data(spec: QuantSpec, setting: Setting) -> bool:
-    """Whether a setting's ranges depend on calibration data."""
-    static = spec.activation_ranges == "static"
-    bits = spec.activation_bits is not None or any(spec.site_bits)
-    return (static and bits) or setting.smooth is not None
 
 
 def result_row(

@@ -14,6 +14,7 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.models.registry import build_model, with_config, with_quant
 from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.training import checkpoint, resume
+from quantizable_flax.training.qat import trained_model, trained_spec
 
 
 class Run(NamedTuple):
@@ -25,6 +26,8 @@ class Run(NamedTuple):
       params: its parameters, float32, on this process's first device.
       assets: saved with the run: its tokenizer, or the names of its classes.
       info: `step`, `train_seconds`, `versions`; of an INT8 model `quant`, its scheme.
+      ranges: the running ranges of quantization-aware training, None where there are none.
+      trained_spec: the scheme that was trained, None for training in floating point.
     """
 
     config: ConfigDict
@@ -32,6 +35,8 @@ class Run(NamedTuple):
     params: Any
     assets: dict[str, Any]
     info: dict[str, Any]
+    ranges: Any = None
+    trained_spec: QuantSpec | None = None
 
     @property
     def is_int8(self) -> bool:
@@ -60,13 +65,15 @@ def load(path: str) -> tuple[nn.Module, Any]:
 
 def load_run(path: str) -> Run:
     """As `load`, with configuration, assets and notes."""
-    workdir, wanted = _split_step(checkpoint.absolute(path))
+    workdir, wanted = checkpoint.split_step(checkpoint.absolute(path))
 
     def read(step: int) -> Run:
         notes = checkpoint.read_notes(workdir, step)
         config = configuration.from_dict(notes.config)
         params = checkpoint.restore_params(workdir, step)
-        return Run(config, _model(config, notes.info), params, notes.assets, notes.info)
+        ranges = checkpoint.restore_ranges(workdir, step)
+        model, spec = _model(config, notes.info), trained_spec(config)
+        return Run(config, model, params, notes.assets, notes.info, ranges, spec)
 
     if wanted is not None:
         return resume.read_step(workdir, wanted, read)
@@ -76,9 +83,9 @@ def load_run(path: str) -> Run:
 
 def _model(config: ConfigDict, info: Mapping[str, Any]) -> nn.Module:
     """The run's model; one that was exported computes on integers, and in float32 between."""
-    model = build_model(config)
     if "quant" not in info:
-        return model
+        return trained_model(config)
+    model = build_model(config)
     return with_quant(with_config(model, dtype=jnp.float32), QuantSpec.from_dict(info["quant"]))
 
 
@@ -123,7 +130,7 @@ def row_names(runs: Mapping[str, Run]) -> list[str]:
 
 def validation_history(path: str, metric: str) -> list[tuple[int, float]]:
     """Returns (step, metric on the validation split) as logged, the last one of each step."""
-    log = _split_step(checkpoint.absolute(path))[0] / "metrics.jsonl"
+    log = checkpoint.split_step(checkpoint.absolute(path))[0] / "metrics.jsonl"
     if not log.exists():
         return []
     lines = list(filter(None, map(_parsed, log.read_text().splitlines())))
@@ -141,9 +148,3 @@ def _parsed(line: str) -> dict[str, Any]:
         return json.loads(line)
     except ValueError:
         return {}
-
-
-def _split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
-    if path.name.isdigit() and path.parent.name == checkpoint.FOLDER:
-        return path.parent.parent, int(path.name)
-    return path, None

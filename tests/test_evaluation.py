@@ -78,7 +78,7 @@ def trained(tmp_path_factory):
 
 
 def evaluator_of(run) -> Evaluator:
-    return Evaluator(run.config, run.model, run.params, make_task(run.config, run.assets))
+    return Evaluator(run, make_task(run.config, run.assets))
 
 
 def random_arrays(config, count: int = 7) -> dict:

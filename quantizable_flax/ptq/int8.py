@@ -55,13 +55,18 @@ def to_int8(model: nn.Module, params: Params, ranges: Any) -> tuple[nn.Module, P
     if simulated != model:
         return to_int8(simulated, params, ranges)
     stored = traverse_util.flatten_dict(collect(params, ranges))
-    kept = dict(traverse_util.flatten_dict(params))
+    coded = [path[:-1] for path in stored if path[-1] == "codes"]  # (..., site, parameter)
+    replaced = {(*path[:-2], path[-1]) for path in coded}
+    sites = {path[:-1] for path in coded}  # with a learned grid there, perhaps
+    kept = {
+        path: value
+        for path, value in traverse_util.flatten_dict(params).items()
+        if path not in replaced and path[:-2] not in sites
+    }
     for path, value in stored.items():
-        if path[-1] == "codes":  # (..., site, parameter, "codes")
-            del kept[(*path[:-3], path[-2])]
-        if path[-1] == "zero_point" and not np.any(np.asarray(value)):
-            continue  # so that the program does not compute corrections by 0
-        kept[path] = value
+        # Without a zero point of 0 the program computes no corrections by it.
+        if path[-1] != "zero_point" or np.any(np.asarray(value)):
+            kept[path] = value
     served = with_quant(model, dataclasses.replace(spec, backend="int8"))
     return served, traverse_util.unflatten_dict(kept)
 

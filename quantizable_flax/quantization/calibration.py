@@ -1,4 +1,4 @@
-"""Post-training calibration: batches in, the `ranges` collection out."""
+"""Calibration: batches in, the `ranges` collection out; and what keeps it true in training."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.quantization.sites import RANGES, SWITCHES
+from quantizable_flax.quantization.sites import FRESH, GRIDS, RANGES, SWITCHES
 
 Batch = dict[str, Any]
 
@@ -88,3 +88,31 @@ def unknown_ranges(model: nn.Module, params: Any, batch: Batch) -> Any:
 
     shapes = jax.eval_shape(forward, params, batch)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def with_weight_ranges(model: nn.Module, params: Any, ranges: Any) -> Any:
+    """Returns the ranges with those of all weights taken anew; activations keep theirs.
+
+    Traceable; the forward pass around the weights is of the smallest batch, and inside `jax.jit`
+    it is left out of the program, as nothing reads it.
+    """
+    _, updated = model.apply(
+        {"params": params, RANGES: ranges}, model.example_batch(), method="loss", mutable=[FRESH]
+    )
+    fresh = traverse_util.flatten_dict(updated.get(FRESH, {}))
+    return traverse_util.unflatten_dict(traverse_util.flatten_dict(ranges) | fresh)
+
+
+def with_grids(model: nn.Module, params: Any, ranges: Any) -> Any:
+    """Returns the parameters with a learnable grid at every site that has a range.
+
+    Traceable; takes parameters that are boxed with their logical axes too.
+    """
+    _, updated = model.apply(
+        {"params": nn.meta.unbox(params), RANGES: ranges},
+        model.example_batch(),
+        method="loss",
+        mutable=[GRIDS],
+    )
+    grids = traverse_util.flatten_dict(updated.get(GRIDS, {}))
+    return traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | grids)

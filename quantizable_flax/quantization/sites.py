@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.quantization import estimators, ranges
+from quantizable_flax.quantization import estimators, learned, ranges
 from quantizable_flax.quantization.grid import Grid, make_grid
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
 from quantizable_flax.quantization.statistics import inf_norm, kurtosis, token_mean
@@ -25,6 +25,8 @@ RANGES = "ranges"  # collection: per site {min, max, batches}
 STATS = "stats"  # collection: per site and sample statistics of one batch
 SWITCHES = "switches"  # collection: per site a bool, whether it quantizes (all do without it)
 STORED = "stored"  # collection, written only: what a model served in int8 needs instead of RANGES
+FRESH = "fresh"  # collection, written only: the ranges of weights as these are now
+GRIDS = "grids"  # collection, written only: the parameters with which a grid begins to learn
 
 
 class Site(nn.Module):
@@ -33,7 +35,8 @@ class Site(nn.Module):
     With a mutable `stats` collection it records the infinity norm and the kurtosis of each
     sample, and of [B, T, D] also those of each token, averaged over the sample. With a `quant`
     spec it quantizes by its range in `ranges`; if that collection is mutable, the range is first
-    updated from x, so that calibration sees what inference sees.
+    updated from x, so that calibration sees what inference sees. Where the parameters hold a
+    learned grid at this site, that one comes first.
     Asked for neither, it leaves no operation in the program.
 
     Attributes:
@@ -60,16 +63,17 @@ class Site(nn.Module):
             return x
         if spec.activation_ranges == "token":
             low, high = jax.lax.stop_gradient(ranges.min_max_of_rows(x))
+            grid = make_grid(low, high, bits, symmetric=spec.activation_symmetric)
         else:
-            low, high, *_ = self._range(x, spec, bits)
-        grid = make_grid(low, high, bits, symmetric=spec.activation_symmetric)
+            known = functools.partial(self._range, x, spec, bits)
+            grid = _site_grid(self, known, bits, symmetric=spec.activation_symmetric)
         return on_grid(self, x, grid, bits, spec)
 
     def _range(self, x: jax.Array, spec: QuantSpec, bits: int) -> ranges.Range:
         def estimate(old: estimators.State) -> estimators.State:
             return estimators.update(
                 old,
-                x,
+                jax.lax.stop_gradient(x),
                 estimator=spec.activation_estimator,
                 bits=bits,
                 symmetric=spec.activation_symmetric,
@@ -109,8 +113,8 @@ class WeightSite(nn.Module):
         bits = None if spec is None else spec.bits(site_path(self), weight=True)
         if spec is None or bits is None or self.is_initializing():
             return w if rows is None else w[rows]
-        known = self._range(w, spec, bits)
-        grid = make_grid(known.min, known.max, bits, symmetric=True)
+        known = functools.partial(self._range, w, spec, bits)
+        grid = _site_grid(self, known, bits, symmetric=True)
         if self.is_mutable_collection(STORED) and bits <= INT8_BITS and not self.float_copy:
             self._store(quantize_int8(w, grid))
         if rows is not None:
@@ -127,9 +131,9 @@ class WeightSite(nn.Module):
     def _range(self, w: jax.Array, spec: QuantSpec, bits: int) -> ranges.Range:
         axis = self.channel_axis if spec.weight_per_channel else None
 
-        def search(_: ranges.Range) -> ranges.Range:
+        def search(_: ranges.Range | None = None) -> ranges.Range:
             return estimators.weight_range(
-                w,
+                jax.lax.stop_gradient(w),
                 estimator=spec.weight_estimator,
                 bits=bits,
                 percentile=spec.weight_percentile,
@@ -137,11 +141,14 @@ class WeightSite(nn.Module):
             )
 
         def estimate(old: ranges.Range) -> ranges.Range:
-            # The weights do not change between calibration batches, so one search is enough.
+            # The weights do not change between calibration batches, so one search is enough; a
+            # training step that changes them asks for FRESH ranges behind it.
             return jax.lax.cond(old.batches == 0, search, lambda known: known, old)
 
         shape = () if axis is None else ranges.min_max(w, axis)[0].shape
         known = _site_range(self, lambda: estimators.empty("minmax", shape), estimate)
+        if self.is_mutable_collection(FRESH):
+            self.put_variable(FRESH, "range", search())
         if self.is_mutable_collection(STORED) and (bits > INT8_BITS or self.float_copy):
             self.put_variable(STORED, "range", {"min": known.min, "max": known.max})
         return known
@@ -181,6 +188,19 @@ def _rows_of(grid: Grid, rows: jax.Array) -> Grid:
             if jnp.ndim(value := getattr(grid, name))
         }
     )
+
+
+def _site_grid(
+    site: nn.Module, known: Callable[[], ranges.Range], bits: int, *, symmetric: bool
+) -> Grid:
+    """The grid that the parameters hold at a site, else that of its range."""
+    if site.has_variable("params", learned.GRID):
+        parameters: Any = site.get_variable("params", learned.GRID)
+        return learned.learned_grid(parameters, bits, symmetric=symmetric)
+    low, high, *_ = known()
+    if site.is_mutable_collection(GRIDS):
+        site.put_variable(GRIDS, learned.GRID, learned.begin(low, high, bits, symmetric=symmetric))
+    return make_grid(low, high, bits, symmetric=symmetric)
 
 
 def _site_range(

@@ -1,10 +1,11 @@
 """Checkpoints that explain themselves; the only file that imports orbax.
 
 A step's folder holds the items `params`, `opt_state`, `data` (position of the input), `config`,
-`assets` (the tokenizer, or the names of the classes) and `info` (step, seconds, versions): Orbax
-alone can read each of them.
+`assets` (the tokenizer, or the names of the classes) and `info` (step, seconds, versions), after
+quantization-aware training with running ranges also `ranges`: Orbax alone can read each of them.
 """
 
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from quantizable_flax.errors import UserError
+from quantizable_flax.quantization.ranges import Range
 from quantizable_flax.training.step import TrainState
 
 FOLDER = "checkpoints"
 JSON_ITEMS = ("data", "config", "assets", "info")
+Place = Callable[[Any], Any]
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "aqtp", "grain", "tokenizers")
 
 
@@ -73,6 +76,8 @@ class Checkpoints:
             "opt_state": ocp.args.StandardSave(state.opt_state),
             **{name: ocp.args.JsonSave(getattr(notes, name)) for name in JSON_ITEMS},
         }
+        if state.ranges:
+            items["ranges"] = ocp.args.StandardSave(_as_dicts(state.ranges))
         self._manager.save(notes.info["step"], args=ocp.args.Composite(**items))
 
     def set_aside(self, step: int) -> None:
@@ -106,6 +111,13 @@ def save_params(workdir: epath.Path, params: Any, notes: Notes) -> None:
         manager.save(notes.info["step"], args=ocp.args.Composite(**items))
 
 
+def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
+    """Returns (workdir, step) of the folder of one step, or (path, None) for a workdir."""
+    if path.name.isdigit() and path.parent.name == FOLDER:
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
 def saved_steps(workdir: epath.Path) -> list[int]:
     """Steps with a finished checkpoint, newest first."""
     folder = workdir / FOLDER
@@ -132,22 +144,56 @@ def restore_state(workdir: epath.Path, step: int, like: TrainState) -> TrainStat
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
     with ocp.StandardCheckpointer() as reader:
-        params, opt_state = (
-            reader.restore(folder / name, jax.tree.map(abstract, getattr(like, name)))
-            for name in ("params", "opt_state")
-        )
+
+        def restore(name, tree):
+            return reader.restore(folder / name, jax.tree.map(abstract, tree))
+
+        params, opt_state = (restore(name, getattr(like, name)) for name in ("params", "opt_state"))
+        ranges = like.ranges and _from_dicts(restore("ranges", _as_dicts(like.ranges)))
     count = jax.device_put(np.int32(step), like.step.sharding)
-    return TrainState(count, params, opt_state)
+    return TrainState(count, params, opt_state, ranges)
 
 
-def restore_params(workdir: epath.Path, step: int) -> Any:
-    """Reads the parameters of one step alone, on this process's first device."""
-    folder = workdir / FOLDER / str(step) / "params"
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def restore_params(workdir: epath.Path, step: int, place: Place | None = None) -> Any:
+    """Reads the parameters of one step alone.
+
+    Args:
+      workdir: the run.
+      step: one of its saved steps.
+      place: from the tree of shapes to the tree of shardings; by default all on this process's
+        first device. What it raises, this raises.
+    """
+    return _restore_alone(workdir / FOLDER / str(step) / "params", place)
+
+
+def restore_ranges(workdir: epath.Path, step: int) -> Any:
+    """Reads the running ranges of one step, on the first device too; None if it has none."""
+    folder = workdir / FOLDER / str(step) / "ranges"
+    return _from_dicts(_restore_alone(folder)) if folder.exists() else None
+
+
+def _restore_alone(folder: epath.Path, place: Place | None = None) -> Any:
     # The handler, not the checkpointer: that one looks for step metadata in an item's folder.
     tree = ocp.StandardCheckpointHandler().metadata(folder).tree
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = place(tree) if place else jax.tree.map(lambda _: first, tree)
     like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
     )
     with ocp.StandardCheckpointer() as reader:
         return reader.restore(folder, like)
+
+
+def _as_dicts(ranges: Any) -> Any:
+    """The ranges as plain dicts, which Orbax reads without knowing their class."""
+    return jax.tree.map(
+        lambda known: known._asdict(), ranges, is_leaf=lambda x: isinstance(x, Range)
+    )
+
+
+def _from_dicts(ranges: Any) -> Any:
+    if ranges.keys() == set(Range._fields):
+        return Range(**ranges)
+    return {name: _from_dicts(value) for name, value in ranges.items()}

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.config import check_positive
 from quantizable_flax.data import make_task, train_iterator
-from quantizable_flax.models.registry import build_model, check_length
-from quantizable_flax.training import checkpoint, resume
+from quantizable_flax.models.registry import check_length
+from quantizable_flax.training import checkpoint, initial, qat, resume
 from quantizable_flax.training.optimizer import make_optimizer
 from quantizable_flax.training.run import Run
 from quantizable_flax.training.sharding import check_batch, make_mesh, put_batch
@@ -29,12 +29,22 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     check_positive(config)
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.accumulate, mesh)
-    model, optimizer = build_model(config), make_optimizer(config, config.train.steps)
+    model, optimizer = qat.model_to_train(config), make_optimizer(config, config.train.steps)
     check_length(config)
-    state = init_state(model, optimizer, model.example_batch(), config.seed, mesh)
+    state = init_state(
+        model,
+        optimizer,
+        model.example_batch(),
+        config.seed,
+        mesh,
+        learned_ranges=qat.learns_ranges(config),
+    )
 
     state, notes, damaged = _restore(config, path, state)
-    task = make_task(config, notes.assets if notes is not None else None)
+    assets = notes.assets if notes is not None else None
+    if notes is None and config.init_from:
+        state, assets = initial.start_from(config, state)
+    task = make_task(config, assets)
     data = train_iterator(
         task,
         batch_size=config.train.batch_size,
@@ -45,6 +55,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     )
     if notes is not None:
         data.set_state(notes.data)
+    elif config.quant.train:
+        state = qat.calibrated(config, model, task, state)
     run = Run(config, path, model, task, notes, mesh)
     run.begin(damaged)
     step = make_train_step(model, optimizer, config, mesh, state)
@@ -64,7 +76,7 @@ def _loop(run: Run, state: TrainState, step, data, mesh, stop: "_StopSignal") ->
             examples = next(data)
         batch = put_batch(examples, mesh)
         if train.telemetry_every and done % train.telemetry_every == 0:
-            run.telemetry(done, state.params, batch)
+            run.telemetry(done, state, batch)
         state, metrics = step(state, batch)
         done += 1
         if pending is not None:
@@ -74,7 +86,7 @@ def _loop(run: Run, state: TrainState, step, data, mesh, stop: "_StopSignal") ->
         if train.eval_every and (ending or done % train.eval_every == 0):
             run.record(done, pending)
             pending = None
-            run.validate(done, state.params)
+            run.validate(done, state)
         # Read once: a signal that comes later waits for the next step, so that what is reported
         # as saved is saved.
         stopping = stop.requested is not None

@@ -7,6 +7,7 @@ import optax
 from ml_collections import ConfigDict
 
 from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.quantization.learned import is_grid
 
 SCHEDULES = ("linear", "cosine")
 NEVER_DECAYED = ("cls_token", "register_tokens", "position_table")
@@ -47,7 +48,7 @@ def decay_mask(params: Any, decay_layer_norm: bool = False) -> Any:
     """True for the leaves that weight decay applies to.
 
     Not for biases and LayerNorm scales, nor for ViT's class token and positions, as in timm, and
-    its registers.
+    its registers; never for learned grids.
 
     Args:
       params: a parameter tree.
@@ -55,8 +56,10 @@ def decay_mask(params: Any, decay_layer_norm: bool = False) -> Any:
     """
 
     def decayed(path, _):
-        # A parameter that is still boxed with its logical axes ends its path in an attribute.
-        name = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)][-1]
+        names = _names(path)
+        name = names[-1]
+        if is_grid(names):
+            return False
         if name == "scale":
             return decay_layer_norm
         return not name.endswith("bias") and name not in NEVER_DECAYED
@@ -64,8 +67,16 @@ def decay_mask(params: Any, decay_layer_norm: bool = False) -> Any:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    # A parameter that is still boxed with its logical axes ends its path in an attribute.
+    return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+
+
 def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     """Returns clip -> AdamW by `config.optimizer` for a run of `steps` steps.
+
+    Learned grids may have a learning rate of their own, `config.quant.range_learning_rate`; its
+    schedule is that of the weights in proportion.
 
     Raises:
       UserError: as `make_schedule`, or a value outside its domain.
@@ -77,15 +88,52 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
     for key in ("learning_rate", "weight_decay", "clip_norm", "decay_steps"):
         if optimizer[key] < 0:
             raise UserError(f"optimizer.{key} must not be negative, found {optimizer[key]}.")
-    adamw = optax.adamw(
-        make_schedule(optimizer, steps),
-        b1=optimizer.b1,
-        b2=optimizer.b2,
-        eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        mask=lambda params: decay_mask(params, optimizer.decay_layer_norm),
+    # The parts of optax.adamw, in its nesting: earlier checkpoints hold that.
+    adamw = optax.chain(
+        optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps),
+        optax.add_decayed_weights(
+            optimizer.weight_decay,
+            lambda params: decay_mask(params, optimizer.decay_layer_norm),
+        ),
+        _scale_by_rates(make_schedule(optimizer, steps), _grid_schedule(config, steps)),
     )
     # Without clipping the state keeps its structure, so a run may be continued either way.
     norm = optimizer.clip_norm
     clip = optax.clip_by_global_norm(norm) if norm else optax.identity()
     return optax.chain(clip, adamw)
+
+
+def _grid_schedule(config: ConfigDict, steps: int) -> optax.Schedule | None:
+    """The schedule of learned grids, None for that of the weights."""
+    rate, optimizer = config.quant.range_learning_rate, config.optimizer
+    if rate is None:
+        return None
+    if rate < 0:
+        raise UserError(f"quant.range_learning_rate must not be negative, found {rate}.")
+    own, peak = ConfigDict(optimizer.to_dict()), optimizer.learning_rate
+    own.learning_rate = rate
+    for end in ("warmup_from", "decay_to"):
+        own[end] = optimizer[end] * (rate / peak if peak else 0.0)
+    return make_schedule(own, steps)
+
+
+def _scale_by_rates(
+    schedule: optax.Schedule, grid_schedule: optax.Schedule | None
+) -> optax.GradientTransformation:
+    """As `optax.scale_by_learning_rate`, with another schedule for learned grids."""
+    usual = optax.scale_by_learning_rate(schedule)
+    if grid_schedule is None:
+        return usual
+    grids = optax.scale_by_learning_rate(grid_schedule)
+
+    def update(updates, state, params=None):
+        for_grids, _ = grids.update(updates, state, params)
+        for_weights, state = usual.update(updates, state, params)
+        scaled = jax.tree_util.tree_map_with_path(
+            lambda path, grid, weight: grid if is_grid(_names(path)) else weight,
+            for_grids,
+            for_weights,
+        )
+        return scaled, state
+
+    return optax.GradientTransformation(usual.init, update)

@@ -96,6 +96,15 @@ def read_step(workdir: epath.Path, step: int, read: Callable[[int], T]) -> T:
 
 # Keys of `data` that do not change what a training step sees.
 FREE_DATA = ("workers", "cache_dir", "tfds_dir", "eval_crop")
+# Keys of `quant` that leave a run that trains quantized what it is.
+FREE_QUANT = (
+    "calibration_batches",
+    "calibration_batch_size",
+    "momentum",
+    "percentile",
+    "weight_percentile",
+    "range_learning_rate",
+)
 
 
 def check_trainable(info: Mapping[str, Any], workdir: epath.Path) -> None:
@@ -110,11 +119,17 @@ def check_trainable(info: Mapping[str, Any], workdir: epath.Path) -> None:
 def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epath.Path) -> None:
     """Raises UserError if a run cannot continue with the asked configuration.
 
-    The model and what fixes the order of the data must be those of the checkpoint.
+    The model and what fixes the order of the data must be those of the checkpoint, and so must
+    quantization where it is trained.
     """
     changes = []
-    for group in ("model", "seed", "data", "train"):
-        old, new = _flatten({group: saved[group]}), _flatten({group: asked[group]})
+    for group in ("model", "seed", "data", "train", "quant"):
+        if group == "quant":
+            old, new = _of_training(saved), _of_training(asked)
+            if old["quant.train"] != new["quant.train"]:  # then no other key needs to be named
+                old, new = ({"quant.train": keys["quant.train"]} for keys in (old, new))
+        else:
+            old, new = (_flatten({group: config[group]}) for config in (saved, asked))
         for key in sorted(old.keys() | new.keys()):
             if not _fixed(key):
                 continue
@@ -136,7 +151,15 @@ def _fixed(key: str) -> bool:
     group, _, name = key.partition(".")
     if group == "train":
         return name == "batch_size"
+    if group == "quant":
+        return name not in FREE_QUANT
     return group != "data" or name not in FREE_DATA
+
+
+def _of_training(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of quantization that training depends on: all, or that it is off."""
+    quant = config.get("quant", {})
+    return _flatten({"quant": quant}) if quant.get("train") else {"quant.train": False}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from quantizable_flax.analysis.outliers import outlier_sites, telemetry
 from quantizable_flax.data import Task, eval_batches
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import evaluate, make_eval_step
-from quantizable_flax.quantization.sites import STATS
+from quantizable_flax.quantization.sites import RANGES, STATS
 from quantizable_flax.training import checkpoint
 from quantizable_flax.training.metrics import Clock, MetricWriter, Progress
 from quantizable_flax.training.optimizer import make_schedule
@@ -42,8 +42,10 @@ class Run:
         self._seconds_before = notes.info["train_seconds"] if notes is not None else 0.0
         sites = outlier_sites(config)
 
-        def stats(params, batch):
-            _, updated = model.apply({"params": params}, batch, method="loss", mutable=[STATS])
+        def stats(params, ranges, batch):
+            _, updated = model.apply(
+                {"params": params, RANGES: ranges}, batch, method="loss", mutable=[STATS]
+            )
             return telemetry(updated[STATS], sites)
 
         self._telemetry_step = jax.jit(stats)
@@ -135,12 +137,12 @@ class Run:
             "input_share": self.input_clock.take() / seconds,
         }
 
-    def telemetry(self, step: int, params: Any, batch: dict[str, jax.Array]) -> None:
+    def telemetry(self, step: int, state: TrainState, batch: dict[str, jax.Array]) -> None:
         """Logs the outlier statistics of the batch before the step that trains on it."""
-        stats = jax.device_get(self._telemetry_step(params, batch))
+        stats = jax.device_get(self._telemetry_step(state.params, state.ranges, batch))
         self._writer.write(step, "telemetry", {k: v.tolist() for k, v in stats.items()})
 
-    def validate(self, step: int, params: Any) -> None:
+    def validate(self, step: int, state: TrainState) -> None:
         """Logs the metric on (the first `eval_batches` batches of) the validation split."""
         limit = self.config.train.eval_batches
         batches = itertools.islice(self._validation, limit or None)
@@ -148,8 +150,9 @@ class Run:
         with jax.transfer_guard("allow"):
             metrics = evaluate(
                 self._eval_step,
-                params,
+                state.params,
                 batches,
+                state.ranges,
                 metric=self._metric,
                 label="validation",
                 place=self._place,

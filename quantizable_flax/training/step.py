@@ -1,5 +1,6 @@
 """State and the jitted training step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from flax import struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from quantizable_flax.quantization.calibration import unknown_ranges, with_grids, with_weight_ranges
+from quantizable_flax.quantization.sites import RANGES
 from quantizable_flax.training.sharding import batch_sharding, replicated, tree_shardings
 
 Batch = dict[str, jax.Array]
@@ -25,21 +28,38 @@ class TrainState:
       step: int32, steps taken.
       params: float32 parameters.
       opt_state: of the optimizer.
+      ranges: running ranges of a model that is trained quantized, those of the weights always
+        being of `params`; empty without.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    ranges: Any = struct.field(default_factory=dict)
 
 
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, example: Batch, seed: int, mesh: Mesh
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    example: Batch,
+    seed: int,
+    mesh: Mesh,
+    *,
+    learned_ranges: bool = False,
 ) -> TrainState:
-    """Returns the initial state, each leaf created where the mesh wants it."""
+    """Returns the initial state, each leaf created where the mesh wants it.
+
+    The ranges of a model with a quant spec are there, but unknown; with `learned_ranges` they are
+    grids among the parameters.
+    """
 
     def init(key):
-        params = model.init(key, example, method="loss")["params"]
-        return TrainState(jnp.int32(0), params, optimizer.init(params))
+        params, ranges = model.init(key, example, method="loss")["params"], {}
+        if model.config.quant is not None:
+            ranges = unknown_ranges(model, nn.unbox(params), example)
+            if learned_ranges:
+                params, ranges = with_grids(model, params, ranges), {}
+        return TrainState(jnp.int32(0), params, optimizer.init(params), ranges)
 
     shardings = tree_shardings(jax.eval_shape(init, jax.random.key(seed)), mesh)
     unboxed = jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)
@@ -58,30 +78,43 @@ def make_train_step(
     Metrics are replicated scalars: loss (nats per labelled item), accuracy (share of labels with
     the largest logit), grad_norm before clipping, and labels, their number. Dropout and Mixup draw
     from (seed, step), so a resumed run repeats an uninterrupted one.
+
+    Running ranges of activations move with every micro-batch, before it is rounded by them, as in
+    calibration; so `train.accumulate` of them are `quant.momentum` to that power in a step. Those
+    of the weights are taken anew behind each update.
     """
     accumulate, seed = config.train.accumulate, config.seed
 
-    def loss_fn(params, batch, key):
-        scores: Any = model.apply(
-            {"params": params}, batch, train=True, method="loss", rngs={"dropout": key}
-        )
-        return jnp.sum(scores.loss), (jnp.sum(scores.weight), jnp.sum(scores.correct))
+    def loss_fn(params, ranges, batch, key):
+        forward = functools.partial(model.apply, train=True, method="loss", rngs={"dropout": key})
+        scores: Any
+        if ranges:
+            scores, updated = forward({"params": params, RANGES: ranges}, batch, mutable=[RANGES])
+            ranges = updated[RANGES]
+        else:
+            scores = forward({"params": params}, batch)
+        counts = jnp.sum(scores.weight), jnp.sum(scores.correct)
+        return jnp.sum(scores.loss), (counts, ranges)
 
     def train_step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, loss, (labels, correct) = _accumulate(loss_fn, state.params, batch, key, accumulate)
+        (grads, loss, (labels, correct)), ranges = _accumulate(
+            loss_fn, state, batch, key, accumulate
+        )
         # Sums are divided once, so a token weighs the same in whatever micro-batch it lies.
         scale = 1.0 / jnp.maximum(labels, 1.0)
         grads = jax.tree.map(lambda g: g * scale, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if ranges:
+            ranges = with_weight_ranges(model, params, ranges)
         metrics = {
             "loss": loss * scale,
             "accuracy": correct * scale,
             "grad_norm": optax.tree.norm(grads),
             "labels": labels,
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, ranges), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(
@@ -92,24 +125,27 @@ def make_train_step(
     )
 
 
-def _accumulate(loss_fn, params, batch: Batch, key: jax.Array, count: int):
-    """Gradient, loss, and (labels, right ones) of a batch, all summed, in `count` parts."""
+def _accumulate(loss_fn, state: TrainState, batch: Batch, key: jax.Array, count: int):
+    """A batch in `count` parts: (gradient, loss, (labels, right ones)), all summed; and ranges."""
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    params = state.params
     if count == 1:
-        (loss, counts), grads = value_and_grad(params, batch, key)
-        return grads, loss, counts
+        (loss, (counts, ranges)), grads = value_and_grad(params, state.ranges, batch, key)
+        return (grads, loss, counts), ranges
 
     def split(x):
         # Every count-th example, so that a micro-batch lies on all devices without moving.
         return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
 
     def body(carry, micro):
-        index, micro_batch = micro
-        (loss, counts), grads = value_and_grad(params, micro_batch, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, carry, (grads, loss, counts)), None
+        (sums, ranges), (index, micro_batch) = carry, micro
+        (loss, (counts, ranges)), grads = value_and_grad(
+            params, ranges, micro_batch, jax.random.fold_in(key, index)
+        )
+        return (jax.tree.map(jnp.add, sums, (grads, loss, counts)), ranges), None
 
     zero = jnp.float32(0.0)
     zeros = (jax.tree.map(jnp.zeros_like, params), zero, (zero, zero))
     micro_batches = (jnp.arange(count), jax.tree.map(split, batch))
-    (grads, loss, counts), _ = jax.lax.scan(body, zeros, micro_batches)
-    return grads, loss, counts
+    (sums, ranges), _ = jax.lax.scan(body, (zeros, state.ranges), micro_batches)
+    return sums, ranges

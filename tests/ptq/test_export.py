@@ -88,7 +88,7 @@ def exported(request, tmp_path_factory):
 def evaluator_of(workdir) -> Evaluator:
     run_ = load_run(str(workdir))
     run_.config.quant.setup = "all"
-    return Evaluator(run_.config, run_.model, run_.params, make_task(run_.config, run_.assets))
+    return Evaluator(run_, make_task(run_.config, run_.assets))
 
 
 def inputs_of(family: str, folder) -> dict[str, np.ndarray]:
