@@ -49,7 +49,6 @@ def test_products_are_of_integers(name, gate, setup):
     compiled = {"integer": "s8 x s8 -> s32", "float": "f32 x f32 -> f32"}
     if jax.default_backend() == "cpu":
         found = of_hlo(lowered.compile().as_text())
-        # XLA:CPU makes sums of products of some small ones of a gate.
         assert found == expected(name, kind, setup, compiled)
     check_arguments(lowered, case, float_table=setup == "fp32_head" and name in ("bert", "opt"))
 
