@@ -85,7 +85,7 @@ class MultiHeadAttention(nn.Module):
             k_BxTxHxK = self._cached("key", k_BxTxHxK, cache_at)
             v_BxTxHxK = self._cached("value", v_BxTxHxK, cache_at)
         scores_BxHxTxS = attention_scores(q_BxTxHxK, k_BxTxHxK)
-        scores_BxHxTxS = values(Site(self.quant, name="scores")(scores_BxHxTxS))
+        scores_BxHxTxS = values(Site(self.quant, name="scores")(scores_BxHxTxS, mask))
         if self.quant is not None:
             scores_BxHxTxS = apart(scores_BxHxTxS)
         exact_BxHxTxS = self.softmax_fn(scores_BxHxTxS, mask)

@@ -46,9 +46,13 @@ class Site(nn.Module):
     quant: QuantSpec | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> Tensor:
-        """Returns x, or x on the site's grid; [B, ...] in and out."""
-        out = self._quantized(x)
+    def __call__(self, x: jax.Array, visible: jax.Array | None = None) -> Tensor:
+        """Returns x, or x on the site's grid; [B, ...] in and out.
+
+        Where `visible`, which broadcasts to x, is False, x does not count for ranges of rows: what
+        a token may not see must not move its grid.
+        """
+        out = self._quantized(x, visible)
         for name, statistic in (("inf_norm", inf_norm), ("kurtosis", kurtosis)):
             record(self, name, functools.partial(_of_values, statistic, out))
             if x.ndim == 3:
@@ -56,13 +60,14 @@ class Site(nn.Module):
                 record(self, f"token_{name}", functools.partial(_of_values, of_tokens, out))
         return out
 
-    def _quantized(self, x: jax.Array) -> Tensor:
+    def _quantized(self, x: jax.Array, visible: jax.Array | None) -> Tensor:
         spec = self.quant
         bits = None if spec is None else spec.bits(site_path(self))
         if spec is None or bits is None or self.is_initializing():
             return x
         if spec.activation_ranges == "token":
-            low, high = jax.lax.stop_gradient(ranges.min_max_of_rows(x))
+            seen = x if visible is None else jnp.where(visible, x, 0.0)  # 0 is on every grid
+            low, high = jax.lax.stop_gradient(ranges.min_max_of_rows(seen))
             grid = make_grid(low, high, bits, symmetric=spec.activation_symmetric)
         else:
             known = functools.partial(self._range, x, spec, bits)

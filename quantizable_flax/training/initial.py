@@ -48,6 +48,7 @@ def start_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, dict[
 
     def read(step: int):
         notes = checkpoint.read_notes(workdir, step)
+        resume.check_trainable(notes.info, workdir)
         _check_architecture(config, configuration.from_dict(notes.config))
         params = checkpoint.restore_params(
             workdir, step, lambda shapes: _placed(config, shapes, state.params)
