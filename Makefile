@@ -43,7 +43,7 @@ demo-all: $(STAMP)
 	@$(call evaluate,$(foreach d,$(DEMO) $(DEMO)-opt $(DEMO)-vit,$(call runs,$(d))),$(DEMO)-all)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

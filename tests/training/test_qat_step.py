@@ -1,0 +1,93 @@
+"""The step of quantization-aware training: micro-batches and meshes."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from quantizable_flax.data import make_task
+from quantizable_flax.quantization.calibration import (
+    make_calibrate_step,
+    with_weight_ranges,
+)
+from quantizable_flax.training import qat
+from quantizable_flax.training.optimizer import make_optimizer
+from quantizable_flax.training.sharding import make_mesh, put_batch
+from quantizable_flax.training.step import init_state, make_train_step
+from tests.tiny import tiny_config
+from tests.training.test_qat import MODES
+from tests.training.test_step import NO_DROPOUT, ROOT, random_batch
+
+
+def bert_state(tmp_path, mode: str, devices=None, **changes):
+    """(model, state with calibrated ranges, step function, a batch, mesh)."""
+    keys = {"quant__train": True, "model__num_layers": 1, **NO_DROPOUT, **MODES[mode], **changes}
+    config = tiny_config(tmp_path, **keys)
+    mesh = make_mesh(config.mesh, devices)
+    model, optimizer = qat.model_to_train(config), make_optimizer(config, 80)
+    state = init_state(
+        model, optimizer, model.example_batch(), 0, mesh, learned_ranges=mode == "learned"
+    )
+    state = qat.calibrated(config, model, make_task(config), state)
+    batch = random_batch(config, np.random.default_rng(0))
+    return model, state, make_train_step(model, optimizer, config, mesh, state), batch, mesh
+
+
+def test_accumulation_moves_ranges_with_every_micro_batch(tmp_path):
+    model, state, step, batch, mesh = bert_state(tmp_path, "running", train__accumulate=2)
+    params, ranges = jax.device_get((state.params, state.ranges))
+    batch, calibrate_step = put_batch(batch, mesh), make_calibrate_step(model)
+    state, metrics = step(state, batch)
+    for part in range(2):
+        micro = {key: value[part::2] for key, value in batch.items()}
+        ranges = calibrate_step(params, ranges, micro)
+    assert np.isfinite(metrics["loss"])
+    expected = jax.jit(functools.partial(with_weight_ranges, model))(state.params, ranges)
+    for a, b in zip(jax.tree.leaves(state.ranges), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def curves_of_devices(tmp_path) -> dict:
+    """Runs in a process with 2 virtual devices: losses and a range, on one and on both."""
+    curves = {}
+    for mode in MODES:
+        both = {"data": 2} if mode == "running" else {"data": 1, "fsdp": 2}
+        for name, sizes in (("one", {}), ("two", both)):
+            devices = jax.devices()[: 2 if sizes else 1]
+            keys = {f"mesh__{axis}": size for axis, size in sizes.items()}
+            _, state, step, batch, mesh = bert_state(tmp_path, mode, devices, **keys)
+            values = []
+            for _ in range(3):
+                state, metrics = step(state, put_batch(batch, mesh))
+                values.append(float(metrics["loss"]))
+            if mode == "running":
+                known = state.ranges["layer_0"]["ffn_residual"]["range"]
+                values += [float(known.min), float(known.max)]
+            curves[f"{mode}/{name}"] = values
+    return curves
+
+
+def test_two_devices_train_as_one(tmp_path):
+    code = (
+        "import json, pathlib, sys; from tests.training.test_qat_step import curves_of_devices;"
+        "print(json.dumps(curves_of_devices(pathlib.Path(sys.argv[1]))))"
+    )
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=Path(ROOT),
+        env={**os.environ, **flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    curves = json.loads(done.stdout.splitlines()[-1])
+    for name, values in curves.items():
+        one = curves[f"{name.split('/')[0]}/one"]
+        # A sum in another order may put a value on the other side of a rounding boundary.
+        np.testing.assert_allclose(values, one, rtol=2e-3, err_msg=name)
