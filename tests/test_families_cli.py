@@ -78,7 +78,6 @@ def test_published_setups_of_opt(runs, tmp_path, setup):
     ("family", "argument", "parts"),
     [
         ("opt", "--config.quant.setup=fp32_hed", ["'fp32_hed'", "'fp32_head'"]),
-        ("bert", "--config.quant.setup=all", ["BertForMaskedLM", "fp32_head"]),
         ("vit", "--config.eval.outliers=tokens", ["'tokens'", "'token'"]),
         ("opt", "--config.data.tokenizer.file=README.md", ["README.md"]),
         ("vit", "--config.data.source=tfds:nothing_here", ["nothing_here"]),
