@@ -4,14 +4,13 @@ import logging
 
 from absl import flags
 
-from quantizable_flax import cli
+from quantizable_flax import cli, exporting
 from quantizable_flax.analysis import tables
 from quantizable_flax.analysis.report import Subject, report, sensitivity_report
 from quantizable_flax.data import make_task
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluator import Evaluator, result_row
 from quantizable_flax.loading import Run, load_run, override_run, row_names, validation_history
-from quantizable_flax.ptq import export
 from quantizable_flax.ptq.settings import Setting, check_spec, make_spec, parse_setting
 from quantizable_flax.quantization.spec import BACKENDS
 
@@ -99,19 +98,19 @@ def _rank(run: Run, setting: Setting) -> None:
 
 
 def _export(run: Run, setting: Setting, path: str) -> None:
-    folder = export.check_folder(path)
+    folder = exporting.check_folder(path)
     if EXPORT_BATCH.value < 1:
         raise UserError(f"--export_batch_size must be at least 1, found {EXPORT_BATCH.value}.")
-    sizes = export.export_int8(
+    sizes = exporting.export_int8(
         folder,
         *_evaluator(run).int8(setting),
         run.notes,
         batch_size=EXPORT_BATCH.value,
         seq_len=run.config.data.get("seq_len"),
-        float32_bytes=export.size_in_bytes(run.params),
+        float32_bytes=exporting.size_in_bytes(run.params),
     )
     print(
-        f"Wrote {folder}: parameters {sizes.int8 / 1e6:.1f} MB, program {export.PROGRAM} "
+        f"Wrote {folder}: parameters {sizes.int8 / 1e6:.1f} MB, program {exporting.PROGRAM} "
         f"{sizes.program / 1e6:.1f} MB; in float32 they are {sizes.float32 / 1e6:.1f} MB "
         f"({sizes.int8 / sizes.float32:.3f} and {sizes.program / sizes.float32:.3f} of it)."
     )
