@@ -47,7 +47,13 @@ def shared_defaults() -> ConfigDict:
             "kurtosis_batches": 0,  # 0: all; the original stops after 257 (BERT), 101 (OPT)
         }
     )
-    config.quant = ConfigDict(
+    config.quant = quant_defaults()
+    return config
+
+
+def quant_defaults() -> ConfigDict:
+    """Keys of `config.quant`; see `quantization.spec.QuantSpec` for what they mean."""
+    return ConfigDict(
         {
             "setup": "fp32_head",  # or "all"; "+int16_final_LN", "+int16_all_LN" may follow
             "gated_context": True,
@@ -70,7 +76,6 @@ def shared_defaults() -> ConfigDict:
             "range_learning_rate": config_dict.placeholder(float),  # None: as the weights
         }
     )
-    return config
 
 
 def model_defaults(family: str) -> ConfigDict:

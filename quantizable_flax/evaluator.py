@@ -12,8 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from quantizable_flax.analysis.outliers import outlier_sites
-from quantizable_flax.data import Task, eval_batches
-from quantizable_flax.errors import UserError
+from quantizable_flax.data import Task, calibration_batches, eval_batches
 from quantizable_flax.evaluation import Metrics, evaluate, make_eval_step
 from quantizable_flax.loading import Run
 from quantizable_flax.models.registry import (
@@ -139,26 +138,7 @@ class Evaluator:
         return self._eval_steps[model]
 
     def _calibration_batches(self, seed: int) -> Iterable[Batch]:
-        quant = self.config.quant
-        if quant.calibration_batches < 1:
-            raise UserError(
-                "quant.calibration_batches must be at least 1, found "
-                f"{quant.calibration_batches}: static ranges need data."
-            )
-        try:
-            return eval_batches(
-                self._task,
-                split="train",
-                batch_size=quant.calibration_batch_size,
-                num_batches=quant.calibration_batches,
-                seed=seed,
-                full=True,
-                workers=self.config.data.workers,
-            )
-        except UserError as error:
-            raise UserError(
-                f"quant.calibration_batches * quant.calibration_batch_size: {error}"
-            ) from error
+        return calibration_batches(self.config, self._task, seed=seed)
 
     def _evaluate(self, model, params, ranges, step, *, label: str) -> Metrics:
         return evaluate(

@@ -65,9 +65,8 @@ def load(path: str) -> tuple[nn.Module, Any]:
 
 def load_run(path: str) -> Run:
     """As `load`, with configuration, assets and notes."""
-    workdir, wanted = checkpoint.split_step(checkpoint.absolute(path))
 
-    def read(step: int) -> Run:
+    def read(workdir, step: int) -> Run:
         notes = checkpoint.read_notes(workdir, step)
         config = configuration.from_dict(notes.config)
         params = checkpoint.restore_params(workdir, step)
@@ -75,10 +74,7 @@ def load_run(path: str) -> Run:
         model, spec = _model(config, notes.info), trained_spec(config)
         return Run(config, model, params, notes.assets, notes.info, ranges, spec)
 
-    if wanted is not None:
-        return resume.read_step(workdir, wanted, read)
-    _, run, _ = resume.newest_readable(workdir, read)
-    return run
+    return resume.read_path(checkpoint.absolute(path), read)
 
 
 def _model(config: ConfigDict, info: Mapping[str, Any]) -> nn.Module:

@@ -1,5 +1,6 @@
 """Text and images to batches: sources, tokenizers, tasks, training and evaluation."""
 
+from quantizable_flax.data.calibration import calibration_batches
 from quantizable_flax.data.documents import iter_documents
 from quantizable_flax.data.masking import MaskTokens
 from quantizable_flax.data.packing import packed_tokens
@@ -14,6 +15,7 @@ __all__ = [
     "Task",
     "Tokenizer",
     "build_tokenizer",
+    "calibration_batches",
     "eval_batches",
     "iter_documents",
     "make_task",

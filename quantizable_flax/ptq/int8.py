@@ -40,6 +40,7 @@ def to_int8(model: nn.Module, params: Params, ranges: Any) -> tuple[nn.Module, P
         raise UserError(
             "int8 execution needs a quant spec, found a model in floating point: see with_quant."
         )
+    model = with_quant(model, dataclasses.replace(spec, backend="simulated"))
 
     @jax.jit
     def collect(params, ranges):
@@ -51,9 +52,6 @@ def to_int8(model: nn.Module, params: Params, ranges: Any) -> tuple[nn.Module, P
         )
         return updated.get(STORED, {})
 
-    simulated = with_quant(model, dataclasses.replace(spec, backend="simulated"))
-    if simulated != model:
-        return to_int8(simulated, params, ranges)
     stored = traverse_util.flatten_dict(collect(params, ranges))
     coded = [path[:-1] for path in stored if path[-1] == "codes"]  # (..., site, parameter)
     replaced = {(*path[:-2], path[-1]) for path in coded}

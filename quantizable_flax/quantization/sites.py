@@ -176,7 +176,7 @@ def site_path(site: nn.Module) -> str:
 
 def on_grid(site: nn.Module, x: jax.Array, grid: Grid, bits: int, spec: QuantSpec) -> Tensor:
     """x on the grid in the form that the backend wants; x itself where the site is switched off."""
-    if spec.backend == "int8" and bits <= INT8_BITS:
+    if spec.holds_int8(bits):
         return quantize_int8(x, grid)
     rounded = quantize(x, grid)
     if site.has_variable(SWITCHES, "on"):

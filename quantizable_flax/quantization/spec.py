@@ -122,9 +122,12 @@ class QuantSpec:
 
     def serves_int8(self, site: str) -> bool:
         """Whether an activation is int8 codes on one grid for the whole tensor."""
-        bits = self.bits(site)
-        static = self.activation_ranges == "static"
-        return self.backend == "int8" and static and bits is not None and bits <= INT8_BITS
+        bits, static = self.bits(site), self.activation_ranges == "static"
+        return static and bits is not None and self.holds_int8(bits)
+
+    def holds_int8(self, bits: int) -> bool:
+        """Whether codes of so many bits are int8."""
+        return self.backend == "int8" and bits <= INT8_BITS
 
     def for_layer_norm(self, *, final: bool = False) -> "QuantSpec":
         """The spec of a LayerNorm, `final` for the one before the head."""

@@ -71,11 +71,8 @@ class Checkpoints:
 
     def save(self, state: TrainState, notes: Notes) -> None:
         """Starts to write the state of `state.step`; a failure surfaces at the next call."""
-        items = {
-            "params": ocp.args.StandardSave(state.params),
-            "opt_state": ocp.args.StandardSave(state.opt_state),
-            **{name: ocp.args.JsonSave(getattr(notes, name)) for name in JSON_ITEMS},
-        }
+        items = _items(state.params, notes)
+        items["opt_state"] = ocp.args.StandardSave(state.opt_state)
         if state.ranges:
             items["ranges"] = ocp.args.StandardSave(_as_dicts(state.ranges))
         self._manager.save(notes.info["step"], args=ocp.args.Composite(**items))
@@ -103,12 +100,16 @@ class Checkpoints:
 
 def save_params(workdir: epath.Path, params: Any, notes: Notes) -> None:
     """Writes a checkpoint to be loaded, not trained on: parameters and notes alone."""
-    items = {
+    with ocp.CheckpointManager(workdir / FOLDER) as manager:
+        manager.save(notes.info["step"], args=ocp.args.Composite(**_items(params, notes)))
+
+
+def _items(params: Any, notes: Notes) -> dict[str, Any]:
+    """What every checkpoint holds."""
+    return {
         "params": ocp.args.StandardSave(params),
         **{name: ocp.args.JsonSave(getattr(notes, name)) for name in JSON_ITEMS},
     }
-    with ocp.CheckpointManager(workdir / FOLDER) as manager:
-        manager.save(notes.info["step"], args=ocp.args.Composite(**items))
 
 
 def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:

@@ -44,9 +44,8 @@ def start_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, dict[
     path = checkpoint.absolute(config.init_from)
     if not path.exists():
         raise UserError(f"init_from={config.init_from} does not exist: give a run's workdir.")
-    workdir, wanted = checkpoint.split_step(path)
 
-    def read(step: int):
+    def read(workdir, step: int):
         notes = checkpoint.read_notes(workdir, step)
         resume.check_trainable(notes.info, workdir)
         _check_architecture(config, configuration.from_dict(notes.config))
@@ -56,10 +55,7 @@ def start_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, dict[
         return params, notes.assets
 
     try:
-        if wanted is not None:
-            params, assets = resume.read_step(workdir, wanted, read)
-        else:
-            _, (params, assets), _ = resume.newest_readable(workdir, read)
+        params, assets = resume.read_path(path, read)
     except UserError as error:
         raise UserError(f"init_from={config.init_from}: {error}") from error
     ours = traverse_util.flatten_dict(state.params)

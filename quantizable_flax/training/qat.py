@@ -15,8 +15,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from quantizable_flax.data import Task, eval_batches
-from quantizable_flax.data.pipeline import EvalBatches
+from quantizable_flax.data import Task, calibration_batches
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.models.registry import build_model, with_quant
 from quantizable_flax.ptq.settings import check_spec, make_spec
@@ -81,28 +80,10 @@ def calibrated(config: ConfigDict, model: nn.Module, task: Task, state: TrainSta
     """
     params = without_grids(state.params)
     # Every device computes whole batches: any number of examples is divided so.
-    ranges = calibrate(model, params, _calibration_batches(config, task))
+    ranges = calibrate(model, params, calibration_batches(config, task, seed=config.seed))
     if learns_ranges(config):
         params = jax.jit(functools.partial(with_grids, model))(params, ranges)
         known = dataclasses.replace(state, params=params)
     else:
         known = dataclasses.replace(state, ranges=ranges)
     return jax.device_put(known, jax.tree.map(lambda x: x.sharding, state))
-
-
-def _calibration_batches(config: ConfigDict, task: Task) -> EvalBatches:
-    quant = config.quant
-    try:
-        return eval_batches(
-            task,
-            split="train",
-            batch_size=quant.calibration_batch_size,
-            num_batches=quant.calibration_batches,
-            seed=config.seed,
-            full=True,
-            workers=config.data.workers,
-        )
-    except UserError as error:
-        raise UserError(
-            f"quant.calibration_batches * quant.calibration_batch_size: {error}"
-        ) from error

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.training.checkpoint import saved_steps
+from quantizable_flax.training.checkpoint import saved_steps, split_step
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,18 @@ def read_step(workdir: epath.Path, step: int, read: Callable[[int], T]) -> T:
             f"the checkpoint of step {step} in {workdir} is damaged ({type(error).__name__}): "
             "load another step, or the workdir for the newest readable one."
         ) from error
+
+
+def read_path(path: epath.Path, read: Callable[[epath.Path, int], T]) -> T:
+    """Returns `read(workdir, step)` of the folder of one step, or of a workdir's newest readable.
+
+    Raises:
+      UserError: as `read_step` and `newest_readable`.
+    """
+    workdir, wanted = split_step(path)
+    if wanted is not None:
+        return read_step(workdir, wanted, lambda step: read(workdir, step))
+    return newest_readable(workdir, lambda step: read(workdir, step))[1]
 
 
 # Keys of `data` that do not change what a training step sees.

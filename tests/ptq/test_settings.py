@@ -8,21 +8,21 @@ from tests.small import small_config
 
 
 @pytest.mark.parametrize(
-    ("name", "fields"),
+    ("name", "expected"),
     [
-        ("w8a8", {}),
-        ("w4a8+mse+channel", {"weight_estimator": "mse", "weight_per_channel": True}),
-        ("w8a8+token", {"activation_ranges": "token"}),
-        ("w8a8+symmetric+act_mse", {"activation_symmetric": True, "activation_estimator": "mse"}),
-        ("a8+percentile=99.999", {"percentile": 99.999}),
-        ("w8", {}),
+        ("w8a8", QuantSpec(8, 8)),
+        ("w4a8+mse+channel", QuantSpec(4, 8, weight_estimator="mse", weight_per_channel=True)),
+        ("w8a8+token", QuantSpec(8, 8, activation_ranges="token")),
+        (
+            "w8a8+symmetric+act_mse",
+            QuantSpec(8, 8, activation_symmetric=True, activation_estimator="mse"),
+        ),
+        ("a8+percentile=99.999", QuantSpec(None, 8, percentile=99.999)),
+        ("w8", QuantSpec(8, None)),
     ],
 )
-def test_options_set_fields_of_the_scheme(name, fields):
-    spec = make_spec(default_config(), name)
-    bits = {"w8": (8, None), "a8": (None, 8), "w4": (4, 8)}.get(name.split("+")[0][:4])
-    weight, activation = bits or ((4, 8) if name.startswith("w4") else (8, 8))
-    assert spec == QuantSpec(weight, activation, **fields)
+def test_options_set_fields_of_the_scheme(name, expected):
+    assert make_spec(default_config(), name) == expected
 
 
 def test_smoothing_has_a_default_and_a_value():

@@ -1,0 +1,35 @@
+"""The training data that ranges are calibrated on."""
+
+from ml_collections import ConfigDict
+
+from quantizable_flax.data.pipeline import EvalBatches, eval_batches
+from quantizable_flax.data.task import Task
+from quantizable_flax.errors import UserError
+
+
+def calibration_batches(config: ConfigDict, task: Task, *, seed: int) -> EvalBatches:
+    """Whole batches of training data by `config.quant`, other ones for another seed.
+
+    Raises:
+      UserError: no batch asked for, or more than there are.
+    """
+    quant = config.quant
+    if quant.calibration_batches < 1:
+        raise UserError(
+            "quant.calibration_batches must be at least 1, found "
+            f"{quant.calibration_batches}: static ranges need data."
+        )
+    try:
+        return eval_batches(
+            task,
+            split="train",
+            batch_size=quant.calibration_batch_size,
+            num_batches=quant.calibration_batches,
+            seed=seed,
+            full=True,
+            workers=config.data.workers,
+        )
+    except UserError as error:
+        raise UserError(
+            f"quant.calibration_batches * quant.calibration_batch_size: {error}"
+        ) from error
