@@ -30,6 +30,9 @@ def shared_defaults() -> ConfigDict:
             "steps": 1000,
             "batch_size": 32,
             "accumulate": 1,
+            "remat": "none",  # what the backward pass computes again: "none", "dots" or "full"
+            "loss_chunk": 128,  # positions of a sequence whose logits exist at a time, 0: all
+            "prefetch": 2,  # batches on the devices ahead of the step
             "log_every": 50,
             "eval_every": 500,
             "eval_batches": 8,
@@ -37,7 +40,8 @@ def shared_defaults() -> ConfigDict:
         }
     )
     config.checkpoint = ConfigDict({"every": 500, "keep": 2})
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: all remaining devices
+    # Sizes of the mesh, -1: all remaining devices.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1})
     config.eval = ConfigDict(
         {
             "batch_size": 32,

@@ -23,6 +23,7 @@ from quantizable_flax.quantization.tensor import (
     split_last,
     values,
 )
+from quantizable_flax.sharding import constrain
 
 
 class MultiHeadAttention(nn.Module):
@@ -142,7 +143,8 @@ class MultiHeadAttention(nn.Module):
 
     def _heads(self, x_BxTxD: Tensor, name: str) -> Tensor:
         y_BxTxD = self._dense(x_BxTxD.shape[-1], ("embed", "heads"), name)(x_BxTxD)
-        return split_last(y_BxTxD, self.num_heads)
+        length = "length" if name == "query" else None  # every query sees all keys
+        return constrain(split_last(y_BxTxD, self.num_heads), "batch", length, "heads", None)
 
     def _dense(self, features: int, axes: tuple[str, str], name: str) -> Dense:
         return Dense(

@@ -6,8 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.models.layers import TransformerConfig, check_positions, gelu, residual
-from quantizable_flax.models.losses import Scores, select_labelled, token_scores
+from quantizable_flax.models.layers import (
+    TransformerConfig,
+    check_positions,
+    gelu,
+    residual,
+    run_layers,
+)
+from quantizable_flax.models.losses import Scores, chunked_scores, select_labelled, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.quantization.layers import Dropout, Embed, partitioned_param
 from quantizable_flax.quantization.sites import Site
@@ -90,16 +96,32 @@ class MlmHead(nn.Module):
 
     config: BertConfig
 
-    @nn.compact
+    def setup(self):
+        """Declares what stands before the decoder, and its bias."""
+        c, quant = self.config, self.config.head_quant
+        self.dense = c.dense(c.hidden_size, ("embed", "mlp"), activation=gelu, quant=quant)
+        self.layer_norm = c.layer_norm(quant=quant and quant.for_layer_norm())
+        self.bias = partitioned_param(
+            self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",)
+        )
+        self.logits = Site(quant)
+
     def __call__(self, x: Tensor, word: Embed) -> jax.Array:
         """[..., D] -> float32 logits [..., V]."""
-        c, quant = self.config, self.config.head_quant
-        x = x if quant is not None else values(x)
-        x = c.dense(c.hidden_size, ("embed", "mlp"), activation=gelu, quant=quant, name="dense")(x)
-        quant = quant and quant.for_layer_norm()
-        x = c.layer_norm(quant=quant, name="layer_norm")(x)
-        bias = partitioned_param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",))
-        return values(Site(c.head_quant, name="logits")(word.attend(x) + bias))
+        return values(self.logits(word.decoder()(self._transform(x)) + self.bias))
+
+    def scores(self, x_BxTxD: Tensor, word: Embed, labels_BxT: jax.Array) -> Scores:
+        """Scores the labels, the logits of so many positions at a time as configured."""
+        c = self.config
+        if c.head_quant is not None:
+            return token_scores(self(x_BxTxD, word), labels_BxT)
+        attend, bias = word.decoder(), self.bias
+        return chunked_scores(
+            lambda x: attend(x) + bias, values(self._transform(x_BxTxD)), labels_BxT, c.loss_chunk
+        )
+
+    def _transform(self, x: Tensor) -> Tensor:
+        return self.layer_norm(self.dense(x if self.config.head_quant is not None else values(x)))
 
 
 class BertForMaskedLM(nn.Module):
@@ -138,9 +160,7 @@ class BertForMaskedLM(nn.Module):
         mask = None
         if attention_mask_BxT is not None:
             mask = attention_mask_BxT.astype(bool)[:, None, None, :]
-        for layer in self.layers:
-            x = layer(x, mask, train=train)
-        return x
+        return run_layers(self.config, self.layers, x, mask, train=train)
 
     def __call__(
         self,
@@ -178,7 +198,7 @@ class BertForMaskedLM(nn.Module):
         labels_BxT = batch["labels"]
         if self.config.max_predictions:
             x_BxTxD, labels_BxT = select_labelled(x_BxTxD, labels_BxT, self.config.max_predictions)
-        return token_scores(self.mlm_head(x_BxTxD, self.embeddings.word), labels_BxT)
+        return self.mlm_head.scores(x_BxTxD, self.embeddings.word, labels_BxT)
 
     def example_batch(self) -> dict[str, jax.Array]:
         """The smallest batch that the model can be initialised with."""

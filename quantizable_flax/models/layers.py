@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,18 +12,31 @@ import jax.numpy as jnp
 from quantizable_flax.attention.attention import MultiHeadAttention
 from quantizable_flax.attention.gate import GateConfig
 from quantizable_flax.attention.softmax import SoftmaxFn, softmax
-from quantizable_flax.errors import UserError
+from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.quantization.layers import Dense, Dropout, Embed, LayerNorm
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.quantization.tensor import Tensor, values
+from quantizable_flax.sharding import constrain
 
+# What a layer keeps for its backward pass.
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 gelu = functools.partial(nn.gelu, approximate=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes and switches of every family; the defaults are a base model. Rates in [0, 1)."""
+    """Sizes and switches of every family; the defaults are a base model. Rates in [0, 1).
+
+    Attributes:
+      remat: what the backward pass computes again instead of keeping it: "none"; "dots", all but
+        the products with weights; "full", whole layers.
+      loss_chunk: positions of each sequence whose logits exist at a time; 0 for all.
+    """
 
     hidden_size: int = 768
     num_layers: int = 12
@@ -33,6 +47,8 @@ class TransformerConfig:
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
     dtype: Any = jnp.float32
+    remat: str = "none"
+    loss_chunk: int = 0
     softmax_fn: SoftmaxFn = softmax
     gate: GateConfig | None = None
     quant: QuantSpec | None = None
@@ -47,6 +63,9 @@ class TransformerConfig:
                 "model.num_heads must divide model.hidden_size, found "
                 f"{self.num_heads} heads and hidden size {self.hidden_size}."
             )
+        check_choice("train.remat", self.remat, REMAT)
+        if self.loss_chunk < 0:
+            raise UserError(f"train.loss_chunk must not be negative, found {self.loss_chunk}.")
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"model.{name} must be in [0, 1), found {getattr(self, name)}.")
@@ -106,6 +125,22 @@ class TransformerConfig:
         )
 
 
+def run_layers(
+    config: TransformerConfig, layers: Sequence[nn.Module], x: Tensor, *args: Any, **options: Any
+) -> Tensor:
+    """Calls `layer(x, *args, **options)` one after the other, rematerialised as configured."""
+
+    def call(layer: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        return layer(x, *args, **options)
+
+    if config.remat != "none":
+        call = nn.remat(call, policy=REMAT[config.remat])
+    x = constrain(x, "batch", "length", None)
+    for layer in layers:
+        x = call(layer, x, *args)
+    return x
+
+
 class ResidualScale(nn.Module):
     """`x * scale` where the params have a `scale` [D], else x without an operation.
 
@@ -125,7 +160,8 @@ def residual(config: TransformerConfig, block: str, x: Tensor, y: Tensor, *, tra
     """`x + dropout(y)` through the site `{block}_residual`; called by a layer's compact method."""
     y = Dropout(config.hidden_dropout)(y, deterministic=not train)
     x = ResidualScale(name=f"{block}_residual_scale")(values(x))
-    return Site(config.quant, name=f"{block}_residual")(x + values(y))
+    x = constrain(x + values(y), "batch", "length", None)
+    return Site(config.quant, name=f"{block}_residual")(x)
 
 
 def check_positions(length: int, known: int) -> None:

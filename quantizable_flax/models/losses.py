@@ -1,5 +1,7 @@
 """Losses over labelled items; label -100 means that a token counts for nothing."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,18 +28,57 @@ class Scores(NamedTuple):
 
 def token_scores(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> Scores:
     """Cross-entropy of each sequence over its labelled tokens."""
-    labelled = labels_BxT != IGNORED
-    safe_labels = jnp.where(labelled, labels_BxT, 0)
     logits_BxTxV = logits_BxTxV.astype(jnp.float32)
-    picked = jnp.take_along_axis(logits_BxTxV, safe_labels[..., None], axis=-1)[..., 0]
+    # A masked sum, no gather: every device looks among its own part of the vocabulary.
+    is_label = jnp.arange(logits_BxTxV.shape[-1]) == labels_BxT[..., None]
+    picked = jnp.sum(jnp.where(is_label, logits_BxTxV, 0.0), axis=-1)
     nll_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - picked
-    weight_BxT = labelled.astype(jnp.float32)
+    weight_BxT = (labels_BxT != IGNORED).astype(jnp.float32)
     right_BxT = (picked == jnp.max(logits_BxTxV, axis=-1)) * weight_BxT
     return Scores(
         jnp.sum(nll_BxT * weight_BxT, axis=1),
         jnp.sum(weight_BxT, axis=1),
         jnp.sum(right_BxT, axis=1),
     )
+
+
+def chunked_scores(
+    logits_of: Callable[[jax.Array], jax.Array],
+    x_BxTxD: jax.Array,
+    labels_BxT: jax.Array,
+    chunk: int,
+) -> Scores:
+    """`token_scores(logits_of(x), labels)` whose logits never exist all at once.
+
+    The backward pass computes them again, chunk by chunk.
+
+    Args:
+      logits_of: [B, c, D] -> [B, c, V]; what it reads must be arrays, no state of a module.
+      x_BxTxD: what the head multiplies.
+      labels_BxT: labels, -100 for none.
+      chunk: positions of each sequence at a time; 0 for all of them.
+    """
+    batch, length = labels_BxT.shape
+    if not chunk or length <= chunk:
+        return token_scores(logits_of(x_BxTxD), labels_BxT)
+    count = -(-length // chunk)
+    chunk = -(-length // count)
+    missing = ((0, 0), (0, count * chunk - length))
+    labels_BxT = jnp.pad(labels_BxT, missing, constant_values=IGNORED)
+    x_BxTxD = jnp.pad(x_BxTxD, (*missing, (0, 0)))
+
+    def split(a: jax.Array) -> jax.Array:
+        # Every count-th position, so that a chunk of split sequences lies on all devices.
+        return jnp.moveaxis(a.reshape(batch, chunk, count, *a.shape[2:]), 2, 0)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # a loop keeps the two apart
+    def add(sums: Scores, part: tuple[jax.Array, jax.Array]):
+        x, labels = part
+        return jax.tree.map(jnp.add, sums, token_scores(logits_of(x), labels)), None
+
+    zero_B = jnp.zeros(batch, jnp.float32)
+    parts = (split(x_BxTxD), split(labels_BxT))
+    return jax.lax.scan(add, Scores(zero_B, zero_B, zero_B), parts)[0]
 
 
 def class_scores(logits_BxC: jax.Array, target_BxC: jax.Array, labels_B: jax.Array) -> Scores:

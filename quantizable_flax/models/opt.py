@@ -6,8 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.models.layers import TransformerConfig, check_positions, residual
-from quantizable_flax.models.losses import IGNORED, Scores, token_scores
+from quantizable_flax.models.layers import (
+    TransformerConfig,
+    check_positions,
+    residual,
+    run_layers,
+)
+from quantizable_flax.models.losses import IGNORED, Scores, chunked_scores, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.tensor import Tensor, values
@@ -152,9 +157,7 @@ class OptForCausalLM(nn.Module):
         if attention_mask_BxT is not None:
             mask = mask & attention_mask_BxT.astype(bool)[:, None, None, :]
         x = self.embed(input_ids_BxT, attention_mask_BxT)
-        for layer in self.layers:
-            x = layer(x, mask, train=train)
-        return self._finish(x)
+        return self._finish(run_layers(self.config, self.layers, x, mask, train=train))
 
     def __call__(
         self,
@@ -174,7 +177,7 @@ class OptForCausalLM(nn.Module):
 
     def head(self, x: Tensor) -> jax.Array:
         """Hidden states before the head -> float32 logits [..., V]."""
-        return values(self.logits(self.embeddings.word.attend(x)))
+        return values(self.logits(self.embeddings.word.decoder()(x)))
 
     def loss(self, batch: dict[str, jax.Array], *, train: bool = False) -> Scores:
         """Scores each token's prediction of the next one.
@@ -184,10 +187,16 @@ class OptForCausalLM(nn.Module):
             `attention_mask`.
           train: as in `__call__`.
         """
-        logits = self(batch["input_ids"], batch.get("attention_mask"), train=train)
+        c, x_BxTxD = (
+            self.config,
+            self._encode(batch["input_ids"], batch.get("attention_mask"), train),
+        )
         # Shifting the labels instead of the logits copies no [B, T, V] array.
         labels_BxT = jnp.pad(batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
-        return token_scores(logits, labels_BxT)
+        if c.head_quant is not None:
+            return token_scores(self.head(x_BxTxD), labels_BxT)
+        attend = self.embeddings.word.decoder()
+        return chunked_scores(attend, values(x_BxTxD), labels_BxT, c.loss_chunk)
 
     def extend(
         self,

@@ -53,7 +53,13 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
     check_choice("model.dtype", model.dtype, DTYPES)
     # A tuple, so that the frozen config can be hashed.
     values = {key: tuple(v) if isinstance(v := model[key], list) else v for key in keys}
-    built = family.config(**values, dtype=DTYPES[model.dtype], gate=_gate(model.attention))
+    built = family.config(
+        **values,
+        dtype=DTYPES[model.dtype],
+        remat=config.train.remat,
+        loss_chunk=config.train.loss_chunk,
+        gate=_gate(model.attention),
+    )
     return family.module(dataclasses.replace(built, softmax_fn=_softmax(config, built)))
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.layers import TransformerConfig, gelu, residual
+from quantizable_flax.models.layers import TransformerConfig, gelu, residual, run_layers
 from quantizable_flax.models.losses import Scores, class_scores, smooth_targets
 from quantizable_flax.models.metric import TOP1
 from quantizable_flax.models.mixing import mix
@@ -187,9 +187,7 @@ class VitForImageClassification(nn.Module):
 
     def _encode(self, images_BxHxWxC: jax.Array, train: bool) -> Tensor:
         x = self.embeddings(self.normalise(images_BxHxWxC), train=train)
-        for layer in self.layers:
-            x = layer(x, train=train)
-        return self.final_layer_norm(x)
+        return self.final_layer_norm(run_layers(self.config, self.layers, x, train=train))
 
     def __call__(self, images_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:
         """Returns float32 logits [B, num_classes].

@@ -17,6 +17,7 @@ from quantizable_flax.quantization.tensor import (
     product,
     values,
 )
+from quantizable_flax.sharding import constrain, splits_length
 
 Axes = tuple[str | None, ...]
 
@@ -73,9 +74,7 @@ class Dense(nn.Module):
             (x.shape[-1], self.features),
             self.axes,
         )
-        # As rows: XLA:CPU gives the backward pass of a product of [B, T, D] operands transposed,
-        # strided fusions, and took nine times as long for the FFN of a small ViT.
-        y = product("ND,DF->NF", as_rows(x), kernel, dtype=self.dtype)
+        y = product("...D,DF->...F", _rows(x), kernel, dtype=self.dtype)
         if self.use_bias:
             bias = partitioned_param(
                 self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:]
@@ -84,6 +83,8 @@ class Dense(nn.Module):
         if self.activation is not None:
             y = self.activation(y)
         y = y.astype(self.dtype).reshape(*x.shape[:-1], self.features)
+        width = self.axes[1] if self.axes[1] in ("heads", "mlp") else None
+        y = constrain(y, *("batch", "length")[: y.ndim - 1], width)
         return Site(self.quant, name="output")(y)
 
 
@@ -150,18 +151,35 @@ class Embed(nn.Module):
             return rows.moved(freeze, lambda grid: grid)
         return freeze(rows)
 
-    def attend(self, x: Tensor) -> jax.Array:
-        """[..., features] -> float32 [..., num_embeddings]: logits of a tied decoder, no bias.
+    def decoder(self) -> Callable[[Tensor], jax.Array]:
+        """Returns [..., features] -> float32 [..., num_embeddings]: logits without a bias.
 
-        The table is on its grid if `head` is "quantized".
+        The table is on its grid if `head` is "quantized". The function reads nothing from the
+        module, so that a loop can trace it.
         """
         if self.head == "quantized":
             stored = self.weight.stored()
             table = self.weight(self.embedding) if stored is None else stored
         else:
-            x, table = values(x).astype(self.dtype), self.embedding.astype(self.dtype)
-        logits = product("ND,VD->NV", as_rows(x), table)  # rows as in Dense
-        return logits.reshape(*x.shape[:-1], self.num_embeddings)
+            table = self.embedding.astype(self.dtype)
+
+        def attend(x: Tensor) -> jax.Array:
+            if self.head != "quantized":
+                x = values(x).astype(self.dtype)
+            logits = product("...D,VD->...V", _rows(x), table)
+            logits = logits.reshape(*x.shape[:-1], self.num_embeddings)
+            return constrain(logits, *("batch", "length")[: logits.ndim - 1], "vocab")
+
+        return attend
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x as rows, but where a mesh splits sequences: there [B * T] has no layout.
+
+    XLA:CPU gives the backward pass of a product of [B, T, D] operands transposed, strided fusions,
+    and took nine times as long for the FFN of a small ViT.
+    """
+    return x if splits_length() else as_rows(x)
 
 
 class LayerNorm(nn.Module):
@@ -190,7 +208,8 @@ class LayerNorm(nn.Module):
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
         y = centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
-        return Site(self.quant, name="output")(y.astype(self.dtype))
+        y = constrain(y.astype(self.dtype), *("batch", "length")[: y.ndim - 1], None)
+        return Site(self.quant, name="output")(y)
 
 
 class Dropout(nn.Dropout):

@@ -12,9 +12,10 @@ from quantizable_flax.config import check_positive
 from quantizable_flax.data import make_task, train_iterator
 from quantizable_flax.models.registry import check_length
 from quantizable_flax.training import checkpoint, initial, qat, resume
+from quantizable_flax.training.feed import Feed
 from quantizable_flax.training.optimizer import make_optimizer
 from quantizable_flax.training.run import Run
-from quantizable_flax.training.sharding import check_batch, make_mesh, put_batch
+from quantizable_flax.training.sharding import check_sizes, make_mesh
 from quantizable_flax.training.step import TrainState, init_state, make_train_step
 
 
@@ -28,9 +29,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     path = checkpoint.absolute(workdir)
     check_positive(config)
     mesh = make_mesh(config.mesh)
-    check_batch(config.train.batch_size, config.train.accumulate, mesh)
     model, optimizer = qat.model_to_train(config), make_optimizer(config, config.train.steps)
     check_length(config)
+    check_sizes(config, model, mesh)
     state = init_state(
         model,
         optimizer,
@@ -60,21 +61,20 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     run = Run(config, path, model, task, notes, mesh)
     run.begin(damaged)
     step = make_train_step(model, optimizer, config, mesh, state)
+    feed = Feed(data, mesh, config.train.prefetch, run.input_clock)
     try:
         with jax.transfer_guard("disallow"), _StopSignal() as stop:
-            return _loop(run, state, step, data, mesh, stop)
+            return _loop(run, state, step, feed, stop)
     finally:
         data.close()
         run.close()
 
 
-def _loop(run: Run, state: TrainState, step, data, mesh, stop: "_StopSignal") -> TrainState:
+def _loop(run: Run, state: TrainState, step, feed: Feed, stop: "_StopSignal") -> TrainState:
     train, every = run.config.train, run.config.checkpoint.every
     done, pending = run.start, None  # metrics are fetched one step late, dispatch never waits
     while done < train.steps:
-        with run.input_clock:
-            examples = next(data)
-        batch = put_batch(examples, mesh)
+        batch = next(feed)
         if train.telemetry_every and done % train.telemetry_every == 0:
             run.telemetry(done, state, batch)
         state, metrics = step(state, batch)
@@ -94,7 +94,7 @@ def _loop(run: Run, state: TrainState, step, data, mesh, stop: "_StopSignal") ->
             if pending is not None:  # never save a step whose metrics were not found finite
                 run.record(done, pending)
                 pending = None
-            run.save(state, done, data.get_state())
+            run.save(state, done, feed.get_state())
         if stopping:
             run.progress.note(f"stopped by a signal: step {done} is saved, run again to go on.")
             break

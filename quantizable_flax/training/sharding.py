@@ -1,4 +1,4 @@
-"""The mesh, and the one table from logical axis names to mesh axes."""
+"""The mesh, and where state and batches lie on it."""
 
 import math
 from typing import Any
@@ -6,18 +6,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from quantizable_flax.errors import UserError
-
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # a batch is split over both
-RULES = (("vocab", "tensor"), ("heads", "tensor"), ("mlp", "tensor"), ("embed", "fsdp"))
+from quantizable_flax.sharding import AXES, BATCH_AXES, RULES
 
 
 def make_mesh(sizes: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh with axes data, fsdp, tensor; a size of -1 takes the remaining devices.
+    """Returns the mesh of the configured sizes; one of -1 takes the remaining devices.
 
     Raises:
       UserError: sizes that do not multiply to the number of devices.
@@ -35,7 +33,19 @@ def make_mesh(sizes: ConfigDict, devices: list[jax.Device] | None = None) -> Mes
             f"the mesh must use all {len(devices)} devices, found {asked}: set one size to -1 or "
             f"make the product {len(devices)}."
         )
-    return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arranged(devices, shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(devices: list[jax.Device], shape: list[int]) -> np.ndarray:
+    """Neighbours of a mesh axis are neighbours in the torus; slices are along the data axis."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and shape[0] % slices == 0:
+        across = [slices, *(1 for _ in shape[1:])]
+        within = [shape[0] // slices, *shape[1:]]
+        return mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -50,6 +60,29 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         raise UserError(
             f"train.batch_size must be a multiple of mesh.data * mesh.fsdp * train.accumulate = "
             f"{shards} * {accumulate}, found {batch_size}: change one of them."
+        )
+
+
+def check_sizes(config: ConfigDict, model: nn.Module, mesh: Mesh) -> None:
+    """Raises UserError unless batch, heads, vocabulary and sequences divide among the devices."""
+    check_batch(config.train.batch_size, config.train.accumulate, mesh)
+    tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
+    if model.config.num_heads % tensor:
+        raise UserError(
+            f"mesh.tensor={tensor} does not divide the {model.config.num_heads} heads: choose a "
+            "divisor of model.num_heads."
+        )
+    words = getattr(model.config, "vocab_size", 0)
+    if words % tensor:
+        raise UserError(
+            f"mesh.tensor={tensor} does not divide model.vocab_size={words}: raise it to "
+            f"{words + -words % tensor}, the tokenizer may have fewer tokens."
+        )
+    length = config.data.seq_len if "seq_len" in config.data else model.config.num_tokens
+    if length % sequence:
+        raise UserError(
+            f"mesh.sequence={sequence} does not divide sequences of {length} tokens: choose "
+            "another mesh.sequence or another length."
         )
 
 

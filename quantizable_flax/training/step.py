@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.quantization.calibration import unknown_ranges, with_grids, with_weight_ranges
 from quantizable_flax.quantization.sites import RANGES
+from quantizable_flax.sharding import on_mesh
 from quantizable_flax.training.sharding import batch_sharding, replicated, tree_shardings
 
 Batch = dict[str, jax.Array]
@@ -98,9 +99,10 @@ def make_train_step(
 
     def train_step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (grads, loss, (labels, correct)), ranges = _accumulate(
-            loss_fn, state, batch, key, accumulate
-        )
+        with on_mesh(mesh):
+            (grads, loss, (labels, correct)), ranges = _accumulate(
+                loss_fn, state, batch, key, accumulate
+            )
         # Sums are divided once, so a token weighs the same in whatever micro-batch it lies.
         scale = 1.0 / jnp.maximum(labels, 1.0)
         grads = jax.tree.map(lambda g: g * scale, grads)

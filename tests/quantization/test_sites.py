@@ -30,7 +30,7 @@ OPTIONS = {
 }
 SOME_SITES = {
     "bert": {"word_type_sum", "ffn_residual"},
-    "opt": {"sum", "gated_context", "logits"},
+    "opt": {"sum", "gated_context"},
     "vit": {"patches", "position_table_weight", "attention_residual"},
 }
 
