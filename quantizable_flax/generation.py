@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.opt import OptForCausalLM, positions
+from quantizable_flax.models.layers import positions
+from quantizable_flax.models.opt import OptForCausalLM
 from quantizable_flax.quantization.sites import RANGES
 
 

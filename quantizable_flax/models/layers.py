@@ -168,3 +168,9 @@ def check_positions(length: int, known: int) -> None:
     """Raises UserError for more tokens than positions: lookups would repeat the last one."""
     if length > known:
         raise UserError(f"the model has {known} positions, found sequences of {length} tokens.")
+
+
+def positions(attention_mask_BxT: jax.Array) -> jax.Array:
+    """Position of each token among the visible ones, from 0; -1 for padding."""
+    mask_BxT = attention_mask_BxT.astype(jnp.int32)
+    return jnp.cumsum(mask_BxT, axis=1) * mask_BxT - 1

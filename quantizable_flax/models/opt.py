@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from quantizable_flax.models.layers import (
     TransformerConfig,
     check_positions,
+    positions,
     residual,
     run_layers,
 )
@@ -187,16 +188,13 @@ class OptForCausalLM(nn.Module):
             `attention_mask`.
           train: as in `__call__`.
         """
-        c, x_BxTxD = (
-            self.config,
-            self._encode(batch["input_ids"], batch.get("attention_mask"), train),
-        )
+        x_BxTxD = self._encode(batch["input_ids"], batch.get("attention_mask"), train)
         # Shifting the labels instead of the logits copies no [B, T, V] array.
         labels_BxT = jnp.pad(batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
-        if c.head_quant is not None:
+        if self.config.head_quant is not None:
             return token_scores(self.head(x_BxTxD), labels_BxT)
-        attend = self.embeddings.word.decoder()
-        return chunked_scores(attend, values(x_BxTxD), labels_BxT, c.loss_chunk)
+        attend, chunk = self.embeddings.word.decoder(), self.config.loss_chunk
+        return chunked_scores(attend, values(x_BxTxD), labels_BxT, chunk)
 
     def extend(
         self,
@@ -250,9 +248,3 @@ class OptForCausalLM(nn.Module):
         if self.config.pre_layer_norm:
             x = self.final_layer_norm(x)
         return self.project_out(x) if self.config.projects else x
-
-
-def positions(attention_mask_BxT: jax.Array) -> jax.Array:
-    """Position of each token among the visible ones, from 0; -1 for padding."""
-    mask_BxT = attention_mask_BxT.astype(jnp.int32)
-    return jnp.cumsum(mask_BxT, axis=1) * mask_BxT - 1

@@ -1,0 +1,78 @@
+"""What tests of meshes ask a process with eight virtual devices.
+
+`python -m tests.training.mesh_case` prints one JSON object; see test_mesh.py.
+"""
+
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import numpy as np
+
+from quantizable_flax.models.registry import build_model
+from quantizable_flax.training.optimizer import make_optimizer
+from quantizable_flax.training.sharding import make_mesh, put_batch
+from quantizable_flax.training.step import init_state, make_train_step
+from tests.tiny import tiny_config
+from tests.training.test_step import NO_DROPOUT, losses, random_batch
+
+STEPS = 20
+CHUNK = 4
+VOCAB = 304  # a multiple of every tensor axis here, and no other size
+MESHES = {
+    "data": {"data": 8},
+    "fsdp": {"data": 1, "fsdp": 8},
+    "tensor": {"data": 2, "tensor": 4},
+    "sequence": {"data": 2, "sequence": 4},
+    "mixed": {"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2},
+}
+COLLECTIVE = re.compile(
+    r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def mesh_config(tmp_path, family: str, mesh: str | None = None, **changes):
+    """A gated model whose heads, vocabulary and tokens every mesh here divides."""
+    layers = 2 if family == "opt" else 1  # the other families stack theirs in the same way
+    changes |= {"model__num_layers": layers}
+    changes |= {**NO_DROPOUT, "model__attention__gate": "linear", "model__num_heads": 4}
+    if family == "vit":
+        changes["model__num_registers"] = 3  # eight tokens
+    else:
+        changes |= {"model__vocab_size": VOCAB, "train__loss_chunk": CHUNK}
+    sizes = MESHES[mesh] if mesh else {}
+    return tiny_config(
+        tmp_path, family, **changes, **{f"mesh__{axis}": size for axis, size in sizes.items()}
+    )
+
+
+def curves(tmp_path, family: str) -> dict[str, list[float]]:
+    """The loss of each step on one device and on every mesh."""
+    one = losses(mesh_config(tmp_path, family), STEPS, jax.devices()[:1])
+    others = {name: losses(mesh_config(tmp_path, family, name), STEPS) for name in MESHES}
+    return {name: values for name, (values, _) in {"one": one, **others}.items()}
+
+
+def program(tmp_path, family: str, mesh: str) -> dict[str, list]:
+    """Shapes of the compiled step: of all arrays, and (kind, result) of its collectives."""
+    every = {"model__max_predictions": 0} if family == "bert" else {}
+    config = mesh_config(tmp_path, family, mesh, **every)
+    devices, model = make_mesh(config.mesh), build_model(config)
+    optimizer = make_optimizer(config, 80)
+    batch = put_batch(random_batch(config, np.random.default_rng(0)), devices)
+    state = init_state(model, optimizer, batch, 0, devices)
+    step = make_train_step(model, optimizer, config, devices, state)
+    text = step.lower(state, batch).compile().as_text()
+    return {
+        "shapes": sorted(set(re.findall(r"\w+\[[\d,]*\]", text))),
+        "collectives": [(kind, result) for result, kind in COLLECTIVE.findall(text)],
+    }
+
+
+if __name__ == "__main__":
+    what, folder, *arguments = sys.argv[1:]
+    print(
+        json.dumps({"curves": curves, "program": program}[what](pathlib.Path(folder), *arguments))
+    )
