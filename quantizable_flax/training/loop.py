@@ -61,6 +61,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     run = Run(config, path, model, task, notes, mesh)
     run.begin(damaged)
     step = make_train_step(model, optimizer, config, mesh, state)
+    step = run.observed(step, state)
     feed = Feed(data, mesh, config.train.prefetch, run.input_clock)
     try:
         with jax.transfer_guard("disallow"), _StopSignal() as stop:

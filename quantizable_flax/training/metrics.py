@@ -64,8 +64,7 @@ class Progress:
     """
 
     def __init__(self, start: int, total: int, label: str):
-        self.total, self._start, self._label = total, start, label
-        self._began = time.monotonic()
+        self.total, self._label = total, label
         self._bar = (
             tqdm.tqdm(total=total, initial=start, desc=label, unit="step", dynamic_ncols=True)
             if sys.stderr.isatty()
@@ -77,22 +76,21 @@ class Progress:
         if self._bar is not None:
             self._bar.update(1)
 
-    def report(self, step: int, values: dict[str, float], throughput: dict[str, float]) -> None:
-        """Shows the values beside the step, the rates, and the time left."""
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        for name, value in throughput.items():
-            if name == "input_share":
-                text += f"  input {100 * value:.0f} %" + (INPUT_BOUND if value > 0.2 else "")
-            elif name != "steps_per_second":
-                text += f"  {value:.4g} {name.replace('_per_second', '/s')}"
+    def report(
+        self,
+        step: int,
+        values: dict[str, float],
+        throughput: dict[str, float],
+        seconds_left: float | None = None,
+    ) -> None:
+        """Shows the values beside the step, what `Throughput.measure` says, and the time left."""
+        shown = [f"{name} {value:.4g}" for name, value in values.items()] + _shown(throughput)
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.set_postfix_str("  ".join(shown))
             return
-        elapsed = time.monotonic() - self._began
-        rate = (step - self._start) / max(elapsed, 1e-9)
-        left = (self.total - step) / rate if rate > 0 else math.inf
-        eta = f"{left:.0f} s left" if math.isfinite(left) else ""
-        self.note(f"{self._label}: step {step}/{self.total}  {text}  {rate:.2f} steps/s  {eta}")
+        if seconds_left:
+            shown.append(f"{duration(seconds_left)} left")
+        self.note(f"{self._label}: step {step}/{self.total}  " + "  ".join(shown))
 
     def note(self, text: str) -> None:
         """Prints a line without breaking the bar."""
@@ -105,6 +103,46 @@ class Progress:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _shown(throughput: dict[str, float]) -> list[str]:
+    """What a line has room for: rates, utilisation, memory, and losses of one percent or more."""
+    parts, lost = [], []
+    for name, value in throughput.items():
+        if name == "device_flops_per_second":
+            if "mfu" not in throughput:
+                parts.append(readable(value, "FLOP/s/device"))
+        elif name == "mfu":
+            parts.append(f"MFU {100 * value:.1f} %")
+        elif name == "memory_peak":
+            parts.append(f"peak {value / 2**30:.1f} GiB")
+        elif name.endswith("_share"):
+            bound = INPUT_BOUND if name == "input_share" and value > 0.2 else ""
+            if value >= 0.01:
+                lost.append(f"{name.removesuffix('_share')} {100 * value:.0f} %{bound}")
+        elif name.endswith("_per_second"):
+            parts.append(f"{readable(value)} {name.removesuffix('_per_second')}/s")
+    return [*parts, "lost: " + ", ".join(lost)] if lost else parts
+
+
+def readable(value: float, unit: str = "") -> str:
+    """Three digits and a decimal prefix: `45.6k`, or with a unit `1.23 GFLOP`."""
+    space = " " if unit else ""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(value) < 999.5:
+            return f"{value:.3g}{space}{prefix}{unit}"
+        value /= 1000.0
+    return f"{value:.3g}{space}P{unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in two units at most: `42 s`, `3 min 20 s`, `5 h 12 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _json_number(value: Any) -> Any:

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -18,10 +19,11 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import evaluate, make_eval_step
 from quantizable_flax.quantization.sites import RANGES, STATS
 from quantizable_flax.training import checkpoint
-from quantizable_flax.training.metrics import Clock, MetricWriter, Progress
+from quantizable_flax.training.metrics import MetricWriter, Progress, duration
 from quantizable_flax.training.optimizer import make_schedule
 from quantizable_flax.training.sharding import batch_shards, put_batch
-from quantizable_flax.training.step import TrainState
+from quantizable_flax.training.step import Batch, Metrics, TrainState
+from quantizable_flax.training.throughput import Throughput
 
 
 class DivergedError(UserError):
@@ -34,11 +36,12 @@ class Run:
     def __init__(self, config, path, model: nn.Module, task: Task, notes, mesh: Mesh):
         self.config, self._path, self._metric, self._task = config, path, model.metric, task
         self._schedule = make_schedule(config.optimizer, config.train.steps)
-        self.input_clock = Clock()
         # A batch that the mesh does not divide is computed whole by every device.
         divides = config.eval.batch_size % batch_shards(mesh) == 0
         self._place = functools.partial(put_batch, mesh=mesh) if divides else None
-        self.start = self._last_report = notes.info["step"] if notes is not None else 0
+        self.start = notes.info["step"] if notes is not None else 0
+        self._throughput = Throughput(config, mesh, task.unit, self.start)
+        self.input_clock = self._throughput.lost["input"]
         self._seconds_before = notes.info["train_seconds"] if notes is not None else 0.0
         sites = outlier_sites(config)
 
@@ -81,7 +84,21 @@ class Run:
             self.progress.note(f"{label}: {self._path} is already at step {self.start}")
         elif self.start:
             self.progress.note(f"{label}: continuing {self._path} at step {self.start}")
-        self._began = self._reported = time.monotonic()
+        self._began = time.monotonic()
+
+    def observed(
+        self, step: Callable, state: TrainState
+    ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        """Says what will run, and returns the step with its compilation timed."""
+        if self.start < self.config.train.steps:
+            label = self.config.name or self._path.name
+            self.progress.note(f"{label}: {self._throughput.description(state.params)}")
+        self._throughput.restart()
+        return self._throughput.timing_first(step, self._compiled)
+
+    def _compiled(self, seconds: float) -> None:
+        self._writer.write(self.start + 1, "compile", {"seconds": seconds})
+        self.progress.note(f"the step was compiled in {duration(seconds)}")
 
     def _check_ours(self) -> None:
         """Raises UserError if the files that a run writes are there and are not a run's."""
@@ -102,7 +119,8 @@ class Run:
         """Fetches one step's metrics, checks that they are finite, logs every `log_every` steps."""
         values = {key: float(value) for key, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            self._checkpoints.wait()
+            with self._throughput.lost["checkpoint"]:
+                self._checkpoints.wait()
             kept = checkpoint.saved_steps(self._path)
             raise DivergedError(
                 f"the loss at step {step} is {values['loss']} (gradient norm "
@@ -113,41 +131,27 @@ class Run:
         self.progress.advance()
         every = self.config.train.log_every
         if step % every == 0 or step == self.config.train.steps:
-            throughput = self._throughput(step)
+            throughput = self._throughput.measure(step)
             values["learning_rate"] = self._rate(step - 1)
             self._writer.write(step, "train", values | throughput)
-            self.progress.report(step, {"loss": values["loss"]}, throughput)
+            left = self._throughput.seconds_left()
+            self.progress.report(step, {"loss": values["loss"]}, throughput, left)
 
     def _rate(self, step: int) -> float:
         with jax.transfer_guard("allow"):
             return float(self._schedule(step))
 
-    def _throughput(self, step: int) -> dict[str, float]:
-        """Steps and examples per second since the last report, and the share of it lost to input.
-
-        The device works while the loop waits for data, so a share near 0 means that input keeps
-        up; what is left above is time that more `data.workers` would win.
-        """
-        now = time.monotonic()
-        seconds, steps = max(now - self._reported, 1e-9), step - self._last_report
-        self._reported, self._last_report = now, step
-        return {
-            "steps_per_second": steps / seconds,
-            f"{self._task.unit}_per_second": steps * self.config.train.batch_size / seconds,
-            "input_share": self.input_clock.take() / seconds,
-        }
-
     def telemetry(self, step: int, state: TrainState, batch: dict[str, jax.Array]) -> None:
         """Logs the outlier statistics of the batch before the step that trains on it."""
-        stats = jax.device_get(self._telemetry_step(state.params, state.ranges, batch))
+        with self._throughput.lost["evaluation"]:
+            stats = jax.device_get(self._telemetry_step(state.params, state.ranges, batch))
         self._writer.write(step, "telemetry", {k: v.tolist() for k, v in stats.items()})
 
     def validate(self, step: int, state: TrainState) -> None:
         """Logs the metric on (the first `eval_batches` batches of) the validation split."""
         limit = self.config.train.eval_batches
         batches = itertools.islice(self._validation, limit or None)
-        began = time.monotonic()
-        with jax.transfer_guard("allow"):
+        with self._throughput.lost["evaluation"], jax.transfer_guard("allow"):
             metrics = evaluate(
                 self._eval_step,
                 state.params,
@@ -163,7 +167,6 @@ class Run:
             self._metric.name: metrics.value,
         }
         self._writer.write(step, "validation", values)
-        self._reported += time.monotonic() - began  # the rates are those of training
         self.progress.note(f"step {step}: validation {self._metric.label} {metrics.value:.2f}")
 
     def save(self, state: TrainState, step: int, data_state: dict[str, Any]) -> None:
@@ -179,11 +182,15 @@ class Run:
                 "versions": checkpoint.library_versions(),
             },
         )
-        with jax.transfer_guard("allow"):
+        with self._throughput.lost["checkpoint"], jax.transfer_guard("allow"):
             self._checkpoints.save(state, notes)
 
     def close(self) -> None:
-        """Waits for the checkpoint in flight and closes files."""
-        self._checkpoints.close()
+        """Waits for the checkpoint in flight, sums up and closes files."""
+        with self._throughput.lost["checkpoint"]:
+            self._checkpoints.close()
+        summary = self._throughput.summary()
+        if summary is not None:
+            self.progress.note(summary)
         self._writer.close()
         self.progress.close()

@@ -42,6 +42,39 @@ def test_loss_falls_and_every_group_is_logged(run):
     assert [line["step"] for line in by_group["telemetry"]] == [0, 40]
 
 
+def test_rows_say_how_fast_and_where_time_went(run):
+    rows = lines(run)
+    (compiled,) = (row for row in rows if row["group"] == "compile")
+    assert compiled["step"] == 1
+    training = [row for row in rows if row["group"] == "train"]
+    for row in training:
+        assert row["tokens_per_second"] == pytest.approx(16 * row["sequences_per_second"])
+        assert row["sequences_per_second"] == pytest.approx(8 * row["steps_per_second"])
+        assert row["device_flops_per_second"] > 0
+        assert "mfu" not in row  # of a CPU no peak is known
+        shares = [value for key, value in row.items() if key.endswith("_share")]
+        assert len(shares) == 4
+        assert 0 < sum(shares) <= 1
+    assert training[0]["compile_share"] > 0
+    assert [row["compile_share"] for row in training[1:]] == [0, 0, 0]
+    # Telemetry at steps 0 and 40, validation at 40 and 80, where the row comes before it.
+    assert [row["evaluation_share"] > 0 for row in training] == [True, False, True, False]
+    assert [row["checkpoint_share"] > 0 for row in training] == [False, False, True, False]
+
+
+def test_run_announces_itself_and_sums_up(tmp_path, capfd):
+    train(tiny_config(tmp_path, train__steps=20), str(tmp_path / "run"))
+    first, *_, last = capfd.readouterr().err.splitlines()
+    assert first.startswith("run: mesh data=")
+    assert "x 8 sequences x (projections " in first
+    assert last.startswith("20 steps in ")
+    train(tiny_config(tmp_path, train__steps=20), str(tmp_path / "run"))
+    again = capfd.readouterr().err
+    assert "already at step 20" in again
+    assert "mesh" not in again
+    assert "steps in" not in again
+
+
 def test_telemetry_has_norms_gates_per_head_and_exact_zeros(run):
     first = next(line for line in lines(run) if line["group"] == "telemetry")
     for layer in ("layer_0", "layer_1"):
