@@ -12,12 +12,16 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints and metrics go; an earlier run there is continued."
 )
+PROFILE = flags.DEFINE_string(
+    "profile", None, "START:STOP, steps to trace into the workdir's profile/, for TensorBoard."
+)
 
 
 def main(arguments: list[str]) -> None:
     """Runs the training that the flags describe."""
     cli.reject_rest(arguments)
-    train(cli.loaded(CONFIG.value), cli.required("workdir", WORKDIR.value))
+    workdir = cli.required("workdir", WORKDIR.value)
+    train(cli.loaded(CONFIG.value), workdir, profile=PROFILE.value)
 
 
 if __name__ == "__main__":

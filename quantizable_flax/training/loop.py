@@ -14,13 +14,19 @@ from quantizable_flax.models.registry import check_length
 from quantizable_flax.training import checkpoint, initial, qat, resume
 from quantizable_flax.training.feed import Feed
 from quantizable_flax.training.optimizer import make_optimizer
+from quantizable_flax.training.profiling import parse_steps
 from quantizable_flax.training.run import Run
 from quantizable_flax.training.sharding import check_sizes, make_mesh
 from quantizable_flax.training.step import TrainState, init_state, make_train_step
 
 
-def train(config: ConfigDict, workdir: str) -> TrainState:
+def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> TrainState:
     """Trains to `config.train.steps`, continuing what the workdir holds; returns the last state.
+
+    Args:
+      config: of a recipe.
+      workdir: local folder or bucket of the run.
+      profile: `START:STOP`, steps to trace into `profile/` of the workdir.
 
     Raises:
       UserError: a configuration that cannot work, a workdir of another model, no readable
@@ -28,6 +34,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     """
     path = checkpoint.absolute(workdir)
     check_positive(config)
+    traced = parse_steps(profile, config.train.steps)
     mesh = make_mesh(config.mesh)
     model, optimizer = qat.model_to_train(config), make_optimizer(config, config.train.steps)
     check_length(config)
@@ -61,7 +68,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     run = Run(config, path, model, task, notes, mesh)
     run.begin(damaged)
     step = make_train_step(model, optimizer, config, mesh, state)
-    step = run.observed(step, state)
+    step = run.observed(step, state, traced)
     feed = Feed(data, mesh, config.train.prefetch, run.input_clock)
     try:
         with jax.transfer_guard("disallow"), _StopSignal() as stop:

@@ -21,6 +21,7 @@ from quantizable_flax.quantization.sites import RANGES, STATS
 from quantizable_flax.training import checkpoint
 from quantizable_flax.training.metrics import MetricWriter, Progress, duration
 from quantizable_flax.training.optimizer import make_schedule
+from quantizable_flax.training.profiling import Profile
 from quantizable_flax.training.sharding import batch_shards, put_batch
 from quantizable_flax.training.step import Batch, Metrics, TrainState
 from quantizable_flax.training.throughput import Throughput
@@ -42,6 +43,7 @@ class Run:
         self.start = notes.info["step"] if notes is not None else 0
         self._throughput = Throughput(config, mesh, task.unit, self.start)
         self.input_clock = self._throughput.lost["input"]
+        self._profile: Profile | None = None
         self._seconds_before = notes.info["train_seconds"] if notes is not None else 0.0
         sites = outlier_sites(config)
 
@@ -87,14 +89,16 @@ class Run:
         self._began = time.monotonic()
 
     def observed(
-        self, step: Callable, state: TrainState
+        self, step: Callable, state: TrainState, span: tuple[int, int] | None
     ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-        """Says what will run, and returns the step with its compilation timed."""
+        """Says what will run, and returns the step with its compilation timed and `span` traced."""
         if self.start < self.config.train.steps:
             label = self.config.name or self._path.name
             self.progress.note(f"{label}: {self._throughput.description(state.params)}")
+        clock = self._throughput.lost["profile"]
+        self._profile = Profile(self._path, span, clock, self.progress.note)
         self._throughput.restart()
-        return self._throughput.timing_first(step, self._compiled)
+        return self._profile.around(self._throughput.timing_first(step, self._compiled), self.start)
 
     def _compiled(self, seconds: float) -> None:
         self._writer.write(self.start + 1, "compile", {"seconds": seconds})
@@ -186,7 +190,9 @@ class Run:
             self._checkpoints.save(state, notes)
 
     def close(self) -> None:
-        """Waits for the checkpoint in flight, sums up and closes files."""
+        """Ends a trace, waits for the checkpoint in flight, sums up and closes files."""
+        if self._profile is not None:
+            self._profile.close()
         with self._throughput.lost["checkpoint"]:
             self._checkpoints.close()
         summary = self._throughput.summary()

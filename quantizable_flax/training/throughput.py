@@ -13,7 +13,7 @@ from quantizable_flax.training.chips import chip_of
 from quantizable_flax.training.flops import FORWARD_AND_BACKWARD, example_flops
 from quantizable_flax.training.metrics import Clock, duration, readable
 
-LOSSES = ("input", "compile", "checkpoint", "evaluation")
+LOSSES = ("input", "compile", "checkpoint", "evaluation", "profile")
 SMOOTHING = 0.3  # weight of the last interval in the time that is left
 
 
@@ -21,7 +21,7 @@ class Throughput:
     """Rates between two reports, and the shares of that time which the steps did not get.
 
     The rates are those of training alone: steps over the interval without compilation, validation,
-    telemetry and saving. Waiting for data belongs to training. A share is of the whole
+    telemetry, saving and tracing. Waiting for data belongs to training. A share is of the whole
     interval, measured where the loop stands still: the device works meanwhile, so a small share of
     input means that the data keep up.
 

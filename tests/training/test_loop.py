@@ -53,7 +53,7 @@ def test_rows_say_how_fast_and_where_time_went(run):
         assert row["device_flops_per_second"] > 0
         assert "mfu" not in row  # of a CPU no peak is known
         shares = [value for key, value in row.items() if key.endswith("_share")]
-        assert len(shares) == 4
+        assert len(shares) == 5
         assert 0 < sum(shares) <= 1
     assert training[0]["compile_share"] > 0
     assert [row["compile_share"] for row in training[1:]] == [0, 0, 0]

@@ -53,7 +53,7 @@ def test_rates_are_those_of_training_and_shares_of_all_time(clock, config):
     assert values["mfu"] == pytest.approx(2 * step_flops(config) / 4 / 197e12)
     shares = {name: values[f"{name}_share"] for name in throughput.LOSSES}
     assert shares == pytest.approx(
-        {"input": 0.1, "compile": 0.25, "checkpoint": 0.05, "evaluation": 0.1}
+        {"input": 0.1, "compile": 0.25, "checkpoint": 0.05, "evaluation": 0.1, "profile": 0.0}
     )
     # Compilation does not come again, the rest does: 15 s for 24 steps.
     assert times.seconds_left() == pytest.approx((1000 - 34) * 15 / 24)
