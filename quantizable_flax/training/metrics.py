@@ -10,6 +10,7 @@ import tqdm
 from etils import epath
 from tensorboardX import SummaryWriter
 
+UPLOAD_SECONDS = 60  # between two writes of a whole file to a bucket
 INPUT_BOUND = " (waiting for data: raise data.workers)"
 
 
@@ -31,18 +32,53 @@ class Clock:
         return seconds
 
 
+class Lines:
+    """Appends lines to a file, at once on a disk, within a minute in a bucket.
+
+    An object in a bucket cannot be appended to, so it is written whole.
+    """
+
+    def __init__(self, path: epath.Path):
+        self._path, self._file = path, None
+        if "://" not in str(path):
+            self._file = path.open("a")
+            return
+        self._text = path.read_text() if path.exists() else ""
+        self._uploaded = time.monotonic()
+
+    def write(self, line: str) -> None:
+        """Appends a line, given without its end."""
+        if self._file is not None:
+            self._file.write(line + "\n")
+            self._file.flush()
+            return
+        self._text += line + "\n"
+        if time.monotonic() - self._uploaded >= UPLOAD_SECONDS:
+            self._upload()
+
+    def _upload(self) -> None:
+        self._path.write_text(self._text)
+        self._uploaded = time.monotonic()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self._file is not None:
+            self._file.close()
+        else:
+            self._upload()
+
+
 class MetricWriter:
     """Writes scalars to `metrics.jsonl` and to TensorBoard event files under the workdir."""
 
     def __init__(self, workdir: epath.Path):
-        self._jsonl = (workdir / "metrics.jsonl").open("a")
+        self._jsonl = Lines(workdir / "metrics.jsonl")
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
 
     def write(self, step: int, group: str, values: dict[str, Any]) -> None:
         """Appends one line `{"step", "group", **values}`; floats and lists of floats."""
         line = {"step": step, "group": group, **{k: _json_number(v) for k, v in values.items()}}
-        self._jsonl.write(json.dumps(line) + "\n")
-        self._jsonl.flush()
+        self._jsonl.write(json.dumps(line))
         for name, value in values.items():
             if isinstance(value, list):
                 for i, item in enumerate(value):
