@@ -40,7 +40,7 @@ class Run:
         # A batch that the mesh does not divide is computed whole by every device.
         divides = config.eval.batch_size % batch_shards(mesh) == 0
         self._place = functools.partial(put_batch, mesh=mesh) if divides else None
-        self.start = notes.info["step"] if notes is not None else 0
+        self.start = self._recorded = notes.info["step"] if notes is not None else 0
         self._throughput = Throughput(config, mesh, task.unit, self.start)
         self.input_clock = self._throughput.lost["input"]
         self._profile: Profile | None = None
@@ -133,6 +133,7 @@ class Run:
                 + (f"the checkpoint of step {kept[0]} is kept." if kept else "nothing was saved.")
             )
         self.progress.advance()
+        self._recorded = step
         every = self.config.train.log_every
         if step % every == 0 or step == self.config.train.steps:
             throughput = self._throughput.measure(step)
@@ -195,7 +196,7 @@ class Run:
             self._profile.close()
         with self._throughput.lost["checkpoint"]:
             self._checkpoints.close()
-        summary = self._throughput.summary()
+        summary = self._throughput.summary(self._recorded)
         if summary is not None:
             self.progress.note(summary)
         self._writer.close()

@@ -121,9 +121,9 @@ class Throughput:
             f"{self._unit} x ({parts})"
         )
 
-    def summary(self) -> str | None:
-        """Returns one line about the run until now, None if it reported no step."""
-        steps, seconds = self._reported_step - self._start, time.monotonic() - self._began
+    def summary(self, step: int) -> str | None:
+        """Returns one line about the run until this step, None if that is where it started."""
+        steps, seconds = step - self._start, time.monotonic() - self._began
         if steps < 1:
             return None
         self._take()

@@ -57,9 +57,10 @@ def test_rates_are_those_of_training_and_shares_of_all_time(clock, config):
     )
     # Compilation does not come again, the rest does: 15 s for 24 steps.
     assert times.seconds_left() == pytest.approx((1000 - 34) * 15 / 24)
-    assert times.summary() == (
+    assert times.summary(34) == (
         "24 steps in 20 s, input 10 %, compile 25 %, checkpoint 5 %, evaluation 10 %"
     )
+    assert times.summary(10) is None
 
 
 def test_rate_is_of_the_last_interval(clock, config):
