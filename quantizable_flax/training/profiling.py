@@ -99,14 +99,16 @@ class Profile:
 
     def _stop(self) -> None:
         assert self._local is not None
-        # TensorBoard looks for plugins/profile/RUN; one folder takes the files of all hosts.
+        # TensorBoard looks for plugins/profile/RUN; one folder takes the files of all processes,
+        # of which several may run on a host.
+        process = f"process_{jax.process_index()}_" if jax.process_count() > 1 else ""
         run = f"steps_{self._first}_{self._step}"
         target = self._folder / "plugins" / "profile" / run
         with self._clock, self._local as name:
             jax.profiler.stop_trace()
             target.mkdir(parents=True, exist_ok=True)
             for file in epath.Path(name).glob("plugins/profile/*/*"):
-                file.copy(target / file.name, overwrite=True)
+                file.copy(target / f"{process}{file.name}", overwrite=True)
         self._local = None
         self._note(f"steps {self._first} to {self._step} are traced in {self._folder}")
 

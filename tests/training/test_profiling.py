@@ -48,10 +48,26 @@ def test_traced_run_learns_the_same(tmp_path, capfd):
     assert "steps 4 to 6 are traced" in capfd.readouterr().err
 
 
-def test_trace_ends_with_the_run(tmp_path):
-    config = tiny_config(tmp_path, train__steps=3)
-    train(config, str(tmp_path / "run"), profile="3:9")
-    assert traces(tmp_path / "run") == {"steps_3_3": {3}}
+def test_trace_ends_with_the_run_and_is_not_made_behind_it(tmp_path):
+    for done in (0, 9):  # a new run, and one continued behind the steps asked for
+        profile = Profile(epath.Path(tmp_path / str(done)), (3, 9), Clock(), lambda text: None)
+        step = profile.around(jax.jit(lambda state, batch: state + batch), done)
+        for _ in range(3):
+            step(jnp.float32(0), jnp.float32(1))
+        profile.close()
+    assert traces(tmp_path / "0") == {"steps_3_3": {3}}
+    assert not traces(tmp_path / "9")
+
+
+def test_processes_of_one_host_write_files_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        profile = Profile(epath.Path(tmp_path), (1, 1), Clock(), lambda text: None)
+        profile.around(lambda state, batch: state, done=0)(jnp.float32(0), None)
+        profile.close()
+    files = (tmp_path / "profile" / "plugins" / "profile" / "steps_1_1").glob("*.xplane.pb")
+    assert {file.name[: len("process_0_")] for file in files} == {"process_0_", "process_1_"}
 
 
 def test_signal_traces_the_next_steps(tmp_path):
