@@ -18,6 +18,7 @@ from quantizable_flax.training.profiling import parse_steps
 from quantizable_flax.training.run import Run
 from quantizable_flax.training.sharding import check_sizes, make_mesh
 from quantizable_flax.training.step import TrainState, init_state, make_train_step
+from quantizable_flax.training.workdir import check_writable
 
 
 def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> TrainState:
@@ -34,6 +35,7 @@ def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> Tr
     """
     path = checkpoint.absolute(workdir)
     check_positive(config)
+    check_writable(path)
     traced = parse_steps(profile, config.train.steps)
     mesh = make_mesh(config.mesh)
     model, optimizer = qat.model_to_train(config), make_optimizer(config, config.train.steps)
