@@ -1,9 +1,14 @@
-"""Pretrains a model: python train.py --config=configs/quickstart.py:clipped --workdir=RUN."""
+"""Pretrains a model: python train.py --config=configs/quickstart.py:clipped --workdir=RUN.
+
+On a TPU pod, GKE or SLURM the same line runs on every host; elsewhere --coordinator,
+--num_processes and --process_id join the hosts.
+"""
 
 from absl import flags
 from ml_collections.config_flags import config_flags
 
 from quantizable_flax import cli
+from quantizable_flax.training import distributed
 from quantizable_flax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -15,13 +20,15 @@ WORKDIR = flags.DEFINE_string(
 PROFILE = flags.DEFINE_string(
     "profile", None, "START:STOP, steps to trace into the workdir's profile/, for TensorBoard."
 )
+distributed.define_flags()
 
 
 def main(arguments: list[str]) -> None:
     """Runs the training that the flags describe."""
     cli.reject_rest(arguments)
-    workdir = cli.required("workdir", WORKDIR.value)
-    train(cli.loaded(CONFIG.value), workdir, profile=PROFILE.value)
+    config, workdir = cli.loaded(CONFIG.value), cli.required("workdir", WORKDIR.value)
+    with distributed.joined(stoppable=True):
+        train(config, workdir, profile=PROFILE.value)
 
 
 if __name__ == "__main__":

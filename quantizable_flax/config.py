@@ -119,8 +119,14 @@ POSITIVE = ("train.steps", "train.log_every", "checkpoint.every", "checkpoint.ke
 
 
 def check_positive(config: ConfigDict) -> None:
-    """Raises UserError if a count that must be at least 1 is not."""
+    """Raises UserError if a count that must be at least 1 is not, or no saved step is kept."""
     for path in POSITIVE:
         group, key = path.split(".")
         if config[group][key] < 1:
             raise UserError(f"{path} must be at least 1, found {config[group][key]}.")
+    every, kept = config.checkpoint.every, config.checkpoint.keep_every
+    if kept < 0 or kept % every:
+        raise UserError(
+            f"checkpoint.keep_every must be 0 or a multiple of checkpoint.every={every}, found "
+            f"{kept}: other steps are not saved."
+        )

@@ -39,7 +39,13 @@ def shared_defaults() -> ConfigDict:
             "telemetry_every": 0,  # outlier telemetry every N steps, 0 for none
         }
     )
-    config.checkpoint = ConfigDict({"every": 500, "keep": 2})
+    config.checkpoint = ConfigDict(
+        {
+            "every": 500,
+            "keep": 2,  # the last so many stay
+            "keep_every": 0,  # and so do all of every N-th step, 0 for none
+        }
+    )
     # Sizes of the mesh, -1: all remaining devices.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1})
     config.eval = ConfigDict(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
+from quantizable_flax.data.share import WHOLE, Share
 from quantizable_flax.data.task import Batch, Example, Source, Task, Transform
 from quantizable_flax.data.workers import Prefetched, check_workers
 from quantizable_flax.errors import UserError
@@ -20,19 +21,39 @@ _MAX_EXAMPLES = 2**32  # what Grain's shuffle can number
 class _HostStream:
     """The examples of one host in an endless global stream, as a Grain source.
 
-    Of every global batch, host h has the examples h*b to (h+1)*b, where b is its share.
+    Of every global batch, it has those in `rows`.
     """
 
-    def __init__(self, stream: grain.MapDataset, batch_size: int, first: int, share: int):
-        self._stream, self._batch_size = stream, batch_size
-        self._first, self._share = first, share
+    def __init__(self, stream: grain.MapDataset, batch_size: int, rows: np.ndarray):
+        self._stream, self._batch_size, self._rows = stream, batch_size, rows
 
     def __len__(self) -> int:
-        return sys.maxsize // self._batch_size * self._share
+        return sys.maxsize // self._batch_size * len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        step, place = divmod(index, self._share)
-        return self._stream[step * self._batch_size + self._first + place]
+        step, place = divmod(index, len(self._rows))
+        return self._stream[step * self._batch_size + int(self._rows[place])]
+
+
+class _PaddedStream:
+    """The rows of one host in every evaluation batch: (example, whether it is a real one).
+
+    A batch is as long as the parts of a share need it; every host has all batches, so that all
+    take the same number of steps.
+    """
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int, share: Share):
+        self._examples, self._batch_size = examples, batch_size
+        self._rows = share.rows(-(-batch_size // share.count) * share.count)
+
+    def __len__(self) -> int:
+        return -(-len(self._examples) // self._batch_size) * len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Example, bool]:
+        step, place = divmod(index, len(self._rows))
+        first, row = step * self._batch_size, int(self._rows[place])
+        real = row < self._batch_size and first + row < len(self._examples)
+        return self._examples[first + row if real else first], real
 
 
 class TrainBatches(Iterator[Batch]):
@@ -100,13 +121,12 @@ def train_iterator(
     batch_size: int,
     seed: int,
     workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = WHOLE,
 ) -> TrainBatches:
-    """Returns endless batches of the train split: dicts of arrays [batch_size // process_count].
+    """Returns endless batches of the train split: dicts of arrays, the rows of `share`.
 
     Every epoch has each example once, in an order of its own that `seed` decides; batches run
-    across the border of two epochs. The shares of all hosts, put together in order, are the
+    across the border of two epochs. The parts of all hosts, put together in order, are the
     batch of a single host. With `workers` = 0 a thread of this process makes the batches, else
     so many processes do; the batches are the same. Raises UserError where the split is smaller
     than a batch.
@@ -115,9 +135,9 @@ def train_iterator(
         raise UserError(f"expected config.seed in [0, 2**32), found {seed}; choose another seed")
     _check_batch_size(batch_size)
     check_workers(workers)
-    if batch_size % process_count:
+    if batch_size % share.count:
         raise UserError(
-            f"expected batch_size to be a multiple of the {process_count} hosts, "
+            f"expected batch_size to be a multiple of the {share.count} parts of a batch, "
             f"found {batch_size}; change batch_size"
         )
     source = _source(task, "train")
@@ -128,9 +148,9 @@ def train_iterator(
         )
     shuffled = grain.MapDataset.source(source).seed(int(seed)).shuffle()
     stream = _apply(shuffled, task.transform(train=True)).repeat()
-    share = batch_size // process_count
-    host = _HostStream(stream, batch_size, process_index * share, share)
-    batches = grain.MapDataset.source(host).batch(share, drop_remainder=True, batch_fn=_stack)
+    rows = share.rows(batch_size)
+    host = grain.MapDataset.source(_HostStream(stream, batch_size, rows))
+    batches = host.batch(len(rows), drop_remainder=True, batch_fn=_stack)
     return TrainBatches(batches, workers, len(source))
 
 
@@ -143,14 +163,16 @@ def eval_batches(
     seed: int | None = None,
     full: bool = False,
     workers: int = 0,
+    share: Share = WHOLE,
 ) -> EvalBatches:
     """Returns the first `num_batches` batches (all where None) of a split, in a fixed order.
 
     With a `seed` the order is shuffled by it, for calibration. The random part of the transform
-    depends on the example alone. The last batch is filled up with the task's fillers;
-    `example_weight`, float32 [batch_size], is 1 for real examples and 0 for those. With `full`
-    there is no such batch, so that no filler reaches a calibrated range. Raises UserError where
-    the split has fewer batches than `num_batches`.
+    depends on the example alone. Of each batch a host has the rows of its `share`. The last batch
+    is filled up with the task's fillers, and so is every batch that `share` does not divide;
+    `example_weight`, float32 [rows], is 1 for real examples and 0 for those. With `full` the last
+    one is left out, so that no filler reaches a calibrated range. Raises UserError where the split
+    has fewer batches than `num_batches`.
     """
     _check_batch_size(batch_size)
     check_workers(workers)
@@ -169,8 +191,10 @@ def eval_batches(
     if seed is not None:
         examples = examples.shuffle(seed=seed % 2**32)
     examples = examples.slice(slice(0, min(count, wanted * batch_size)))
-    pad = functools.partial(_stack_and_pad, batch_size=batch_size, fillers=dict(task.filler))
-    return EvalBatches(examples.batch(batch_size, batch_fn=pad), workers)
+    padded = _PaddedStream(examples, batch_size, share)
+    stack = functools.partial(_stack_padded, fillers=dict(task.filler))
+    rows = len(padded) // wanted
+    return EvalBatches(grain.MapDataset.source(padded).batch(rows, batch_fn=stack), workers)
 
 
 def _source(task: Task, split: str) -> Source:
@@ -201,12 +225,9 @@ def _stack(examples: Sequence[Example]) -> Batch:
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
-def _stack_and_pad(examples: Sequence[Example], batch_size: int, fillers: dict[str, int]) -> Batch:
-    batch = _stack(examples)
-    missing = batch_size - len(examples)
+def _stack_padded(examples: Sequence[tuple[Example, bool]], fillers: dict[str, int]) -> Batch:
+    batch = _stack([example for example, _ in examples])
+    real_B = np.array([real for _, real in examples])
     for name, array in batch.items():
-        widths = [(0, missing)] + [(0, 0)] * (array.ndim - 1)
-        batch[name] = np.pad(array, widths, constant_values=fillers.get(name, 0))
-    weight_B = np.ones(batch_size, dtype=np.float32)
-    weight_B[len(examples) :] = 0
-    return batch | {"example_weight": weight_B}
+        array[~real_B] = fillers.get(name, 0)
+    return batch | {"example_weight": real_B.astype(np.float32)}

@@ -5,7 +5,8 @@ A step's folder holds the items `params`, `opt_state`, `data` (position of the i
 quantization-aware training with running ranges also `ranges`: Orbax alone can read each of them.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from etils import epath
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.quantization.ranges import Range
+from quantizable_flax.training import distributed
 from quantizable_flax.training.step import TrainState
 
 FOLDER = "checkpoints"
@@ -61,41 +63,100 @@ def library_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in VERSIONED}
 
 
-class Checkpoints:
-    """Asynchronous checkpoints of one workdir, the last `keep` of them."""
+class _Manager(ocp.CheckpointManager):
+    """Leaves preemption to `stopping`: Orbax's own threads would upset its count of steps."""
 
-    def __init__(self, workdir: epath.Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+class Checkpoints:
+    """Asynchronous checkpoints of one workdir: the last `keep`, and each `keep_every`-th step.
+
+    A write that fails surfaces as UserError, at the latest at the next call of `check`.
+    """
+
+    def __init__(self, workdir: epath.Path, keep: int, keep_every: int = 0):
+        kept: list[ocp.checkpoint_managers.PreservationPolicy]
+        kept = [ocp.checkpoint_managers.LatestN(keep)]
+        if keep_every:
+            kept.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
         self._folder = workdir / FOLDER
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._manager = _Manager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(kept),
+                enable_async_checkpointing=True,
+            ),
+        )
+        self._writing: int | None = None  # the step of the last save
 
     def save(self, state: TrainState, notes: Notes) -> None:
-        """Starts to write the state of `state.step`; a failure surfaces at the next call."""
+        """Starts to write the state of `state.step`, once the write before has ended."""
+        self.wait()
         items = _items(state.params, notes)
         items["opt_state"] = ocp.args.StandardSave(state.opt_state)
         if state.ranges:
             items["ranges"] = ocp.args.StandardSave(_as_dicts(state.ranges))
-        self._manager.save(notes.info["step"], args=ocp.args.Composite(**items))
+        self._writing = notes.info["step"]
+        with self._surfacing():
+            self._manager.save(self._writing, args=ocp.args.Composite(**items))
+
+    def check(self) -> None:
+        """Raises UserError if the write in flight has failed; waits for nothing."""
+        with self._surfacing():
+            self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits for the write in flight; only then is it a checkpoint.
+
+        Raises:
+          UserError: it failed.
+        """
+        with self._surfacing():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+            if self._writing is not None and self._writing not in saved_steps(self._folder.parent):
+                raise OSError("it was never finished")
+
+    @contextlib.contextmanager
+    def _surfacing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of a file system, reached through several libraries
+            step, self._writing = self._writing, None
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            kept = [older for older in saved_steps(self._folder.parent) if older != step]
+            rest = f"that of step {kept[0]} is kept" if kept else "there is none before it"
+            raise UserError(
+                f"the checkpoint of step {step} could not be written ({reason}), {rest}: make room "
+                f"for {self._folder.parent} and run the same command again."
+            ) from error
 
     def set_aside(self, step: int) -> None:
         """Moves a damaged step's folder out of the way, to `damaged/`, and forgets it."""
-        target = self._folder.parent / "damaged" / str(step)
-        number = 0
-        while target.exists():
-            number += 1
-            target = self._folder.parent / "damaged" / f"{step}-{number}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (self._folder / str(step)).rename(target)
+        if distributed.is_first():
+            target = self._folder.parent / "damaged" / str(step)
+            number = 0
+            while target.exists():
+                number += 1
+                target = self._folder.parent / "damaged" / f"{step}-{number}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (self._folder / str(step)).rename(target)
+        distributed.wait_for_all(f"step {step} is set aside")
         self._manager.reload()
 
-    def wait(self) -> None:
-        """Waits for the write in flight."""
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
-        """Waits for the write in flight and releases the workdir."""
-        self.wait()
-        self._manager.close()
+        """Waits for the write in flight and releases the workdir.
+
+        Raises:
+          UserError: the write failed.
+        """
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # that which `wait` has raised
+                self._manager.close()
 
 
 def save_params(workdir: epath.Path, params: Any, notes: Notes) -> None:
@@ -130,11 +191,24 @@ def saved_steps(workdir: epath.Path) -> list[int]:
 def read_notes(workdir: epath.Path, step: int) -> Notes:
     """Reads the JSON items of one step; raises whatever the damage makes Orbax raise."""
     folder = workdir / FOLDER / str(step)
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    own = _on_its_own()
+    handler = ocp.JsonCheckpointHandler(multiprocessing_options=own)
+    with ocp.Checkpointer(handler, multiprocessing_options=own) as reader:
         if (folder / "tokenizer").exists():  # of a version that had no other assets
             items = {name: reader.restore(folder / name) for name in ("data", "config", "info")}
             return Notes(assets={"tokenizer": reader.restore(folder / "tokenizer")}, **items)
         return Notes(**{name: reader.restore(folder / name) for name in JSON_ITEMS})
+
+
+def _on_its_own() -> ocp.options.MultiprocessingOptions:
+    """For reading without waiting for other processes: one that finds damage stops early.
+
+    `resume` then lets all agree.
+    """
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
 
 
 def restore_state(workdir: epath.Path, step: int, like: TrainState) -> TrainState:
@@ -144,7 +218,7 @@ def restore_state(workdir: epath.Path, step: int, like: TrainState) -> TrainStat
     def abstract(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
-    with ocp.StandardCheckpointer() as reader:
+    with ocp.StandardCheckpointer(multiprocessing_options=_on_its_own()) as reader:
 
         def restore(name, tree):
             return reader.restore(folder / name, jax.tree.map(abstract, tree))
@@ -183,7 +257,7 @@ def _restore_alone(folder: epath.Path, place: Place | None = None) -> Any:
         tree,
         shardings,
     )
-    with ocp.StandardCheckpointer() as reader:
+    with ocp.StandardCheckpointer(multiprocessing_options=_on_its_own()) as reader:
         return reader.restore(folder, like)
 
 

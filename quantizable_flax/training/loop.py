@@ -1,23 +1,22 @@
 """The training loop: mesh, model, state, restore, data, step, loop."""
 
-import signal
-import threading
-from typing import Any
+import json
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from quantizable_flax.config import check_positive
-from quantizable_flax.data import make_task, train_iterator
+from quantizable_flax.data import Task, make_task, train_iterator
 from quantizable_flax.models.registry import check_length
-from quantizable_flax.training import checkpoint, initial, qat, resume
+from quantizable_flax.training import checkpoint, distributed, initial, qat, resume
 from quantizable_flax.training.feed import Feed
 from quantizable_flax.training.optimizer import make_optimizer
 from quantizable_flax.training.profiling import parse_steps
 from quantizable_flax.training.run import Run
-from quantizable_flax.training.sharding import check_sizes, make_mesh
+from quantizable_flax.training.sharding import batch_share, check_sizes, make_mesh
 from quantizable_flax.training.step import TrainState, init_state, make_train_step
+from quantizable_flax.training.stopping import StopSignal
 from quantizable_flax.training.workdir import check_writable
 
 
@@ -60,9 +59,9 @@ def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> Tr
         batch_size=config.train.batch_size,
         seed=config.seed,
         workers=config.data.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share=batch_share(mesh),
     )
+    _check_same_data(task)
     if notes is not None:
         data.set_state(notes.data)
     elif config.quant.train:
@@ -73,14 +72,14 @@ def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> Tr
     step = run.observed(step, state, traced)
     feed = Feed(data, mesh, config.train.prefetch, run.input_clock)
     try:
-        with jax.transfer_guard("disallow"), _StopSignal() as stop:
+        with jax.transfer_guard("disallow"), StopSignal() as stop:
             return _loop(run, state, step, feed, stop)
     finally:
         data.close()
         run.close()
 
 
-def _loop(run: Run, state: TrainState, step, feed: Feed, stop: "_StopSignal") -> TrainState:
+def _loop(run: Run, state: TrainState, step, feed: Feed, stop: StopSignal) -> TrainState:
     train, every = run.config.train, run.config.checkpoint.every
     done, pending = run.start, None  # metrics are fetched one step late, dispatch never waits
     while done < train.steps:
@@ -97,23 +96,33 @@ def _loop(run: Run, state: TrainState, step, feed: Feed, stop: "_StopSignal") ->
             run.record(done, pending)
             pending = None
             run.validate(done, state)
-        # Read once: a signal that comes later waits for the next step, so that what is reported
+        run.check_saves()
+        # Asked once: a signal that comes later waits for the next step, so that what is reported
         # as saved is saved.
-        stopping = stop.requested is not None
+        stopping = stop.reached(done - run.start)
         if ending or stopping or done % every == 0:
             if pending is not None:  # never save a step whose metrics were not found finite
                 run.record(done, pending)
                 pending = None
             run.save(state, done, feed.get_state())
         if stopping:
-            run.progress.note(f"stopped by a signal: step {done} is saved, run again to go on.")
+            run.stopped(done)
             break
     return state
 
 
+def _check_same_data(task: Task) -> None:
+    """Raises UserError unless all hosts read the same examples: each takes its own part of them."""
+    source = task.source("train")
+    places = (0, len(source) // 2, len(source) - 1)
+    seen = json.dumps([task.assets, len(source), [str(source[i]) for i in places]])
+    advice = "give every host the same data.files, or one data.cache_dir that all share"
+    distributed.check_same("the training data", seen.encode(), advice)
+
+
 def _restore(config: ConfigDict, path: epath.Path, like: TrainState):
     """Returns (state, notes or None, damaged steps) of a new or a continued run."""
-    if not checkpoint.saved_steps(path):
+    if not resume.steps_of_all(path):
         return like, None, []
 
     def read(step):
@@ -124,36 +133,3 @@ def _restore(config: ConfigDict, path: epath.Path, like: TrainState):
 
     _, (state, notes), damaged = resume.newest_readable(path, read)
     return state, notes, damaged
-
-
-class _StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request that the loop answers between two steps.
-
-    A second Ctrl-C interrupts at once. A run that Ctrl-C stopped exits with status 130, so that a
-    script does not go on; after SIGTERM, which means preemption, it exits with 0.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self):
-        self.requested: int | None = None
-
-    def __enter__(self) -> "_StopSignal":
-        self._in_main = threading.current_thread() is threading.main_thread()
-        if self._in_main:
-            self._previous = {
-                number: signal.signal(number, self._request) for number in self.SIGNALS
-            }
-        return self
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if self._in_main:
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)
-        if self.requested == signal.SIGINT and kind is None:
-            raise SystemExit(128 + signal.SIGINT)
-
-    def _request(self, number: int, _: Any) -> None:
-        if number == signal.SIGINT and self.requested is not None:
-            raise KeyboardInterrupt
-        self.requested = number

@@ -69,14 +69,22 @@ class Lines:
 
 
 class MetricWriter:
-    """Writes scalars to `metrics.jsonl` and to TensorBoard event files under the workdir."""
+    """Writes scalars to `metrics.jsonl` and to TensorBoard event files under the workdir.
 
-    def __init__(self, workdir: epath.Path):
+    Without a workdir it writes nothing, as on all hosts but the first.
+    """
+
+    def __init__(self, workdir: epath.Path | None):
+        self._off = workdir is None
+        if workdir is None:
+            return
         self._jsonl = Lines(workdir / "metrics.jsonl")
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
 
     def write(self, step: int, group: str, values: dict[str, Any]) -> None:
         """Appends one line `{"step", "group", **values}`; floats and lists of floats."""
+        if self._off:
+            return
         line = {"step": step, "group": group, **{k: _json_number(v) for k, v in values.items()}}
         self._jsonl.write(json.dumps(line))
         for name, value in values.items():
@@ -88,6 +96,8 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flushes and closes both files."""
+        if self._off:
+            return
         self._jsonl.close()
         self._tensorboard.close()
 
@@ -97,13 +107,16 @@ class Progress:
 
     Attributes:
       total: steps of the whole run.
+
+    It says nothing where it is `quiet`, as on all hosts but the first.
     """
 
-    def __init__(self, start: int, total: int, label: str):
+    def __init__(self, start: int, total: int, label: str, *, quiet: bool = False):
+        self._quiet = quiet
         self.total, self._label = total, label
         self._bar = (
             tqdm.tqdm(total=total, initial=start, desc=label, unit="step", dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and not quiet
             else None
         )
 
@@ -132,7 +145,7 @@ class Progress:
         """Prints a line without breaking the bar."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
-        else:
+        elif not self._quiet:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -4,11 +4,13 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import numpy as np
 from etils import epath
 
 from quantizable_flax.errors import UserError
+from quantizable_flax.training import distributed
 from quantizable_flax.training.checkpoint import saved_steps, split_step
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,44 @@ def _read_quietly(read: Callable[[int], T], step: int) -> T:
     return result
 
 
+def steps_of_all(workdir: epath.Path) -> list[int]:
+    """Returns the saved steps, newest first, as the first process sees them."""
+    steps = saved_steps(workdir)
+    seen = np.zeros(int(distributed.first_of_all(np.int32(len(steps)))), np.int32)
+    seen[: len(steps)] = steps[: len(seen)]
+    return distributed.first_of_all(seen).tolist()
+
+
+_SOUND, _REFUSED, _DAMAGED = 0, 1, 2
+
+
+def _read_by_all(read: Callable[[int], T], step: int) -> T:
+    """Calls read(step) on every process; what one of them cannot read, none has read.
+
+    Raises:
+      UserError: as `read` does on any process.
+      Exception: as `read`, or that another process found damage.
+    """
+    result: T | None = None
+    failure: Exception | None = None
+    state = _SOUND
+    try:
+        result = _read_quietly(read, step)
+    except UserError as error:
+        failure, state = error, _REFUSED
+    except Exception as error:  # damage shows as many exception types of several libraries
+        failure, state = error, _DAMAGED
+    states = distributed.gathered(np.int32(state))
+    if failure is not None and state == states.max():
+        raise failure
+    if states.max() == _SOUND:
+        return cast(T, result)
+    which = ", ".join(map(str, np.flatnonzero(states == states.max())))
+    if states.max() == _REFUSED:
+        raise UserError(f"process {which} refused the checkpoint of step {step}, see its message.")
+    raise OSError(f"process {which} could not read it")
+
+
 def newest_readable(workdir: epath.Path, read: Callable[[int], T]) -> tuple[int, T, list[int]]:
     """Returns (step, `read(step)`, damaged newer steps) for the newest step that can be read.
 
@@ -40,7 +80,7 @@ def newest_readable(workdir: epath.Path, read: Callable[[int], T]) -> tuple[int,
     Raises:
       UserError: no checkpoint, or none that can be read.
     """
-    steps = saved_steps(workdir)
+    steps = steps_of_all(workdir)
     if not steps:
         raise UserError(
             f"{workdir} holds no finished checkpoint: give the --workdir of a training run."
@@ -48,10 +88,10 @@ def newest_readable(workdir: epath.Path, read: Callable[[int], T]) -> tuple[int,
     damaged: list[int] = []
     for step in steps:
         try:
-            return step, _read_quietly(read, step), damaged
+            return step, _read_by_all(read, step), damaged
         except UserError:
             raise
-        except Exception as error:  # damage shows as many exception types of several libraries
+        except Exception as error:
             damaged.append(step)
             older = [s for s in steps if s < step]
             then = f"falling back to step {older[0]}" if older else "no older one is left"
@@ -77,14 +117,14 @@ def read_step(workdir: epath.Path, step: int, read: Callable[[int], T]) -> T:
     Raises:
       UserError: no such step, or it is damaged.
     """
-    steps = saved_steps(workdir)
+    steps = steps_of_all(workdir)
     if step not in steps:
         raise UserError(
             f"{workdir} has no checkpoint of step {step}, it has "
             f"{', '.join(map(str, sorted(steps))) or 'none'}."
         )
     try:
-        return _read_quietly(read, step)
+        return _read_by_all(read, step)
     except UserError:
         raise
     except Exception as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from quantizable_flax import config as configuration
@@ -18,11 +19,11 @@ from quantizable_flax.data import Task, eval_batches
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import evaluate, make_eval_step
 from quantizable_flax.quantization.sites import RANGES, STATS
-from quantizable_flax.training import checkpoint
+from quantizable_flax.training import checkpoint, distributed
 from quantizable_flax.training.metrics import MetricWriter, Progress, duration
 from quantizable_flax.training.optimizer import make_schedule
 from quantizable_flax.training.profiling import Profile
-from quantizable_flax.training.sharding import batch_shards, put_batch
+from quantizable_flax.training.sharding import batch_share, put_batch, replicated
 from quantizable_flax.training.step import Batch, Metrics, TrainState
 from quantizable_flax.training.throughput import Throughput
 
@@ -37,9 +38,7 @@ class Run:
     def __init__(self, config, path, model: nn.Module, task: Task, notes, mesh: Mesh):
         self.config, self._path, self._metric, self._task = config, path, model.metric, task
         self._schedule = make_schedule(config.optimizer, config.train.steps)
-        # A batch that the mesh does not divide is computed whole by every device.
-        divides = config.eval.batch_size % batch_shards(mesh) == 0
-        self._place = functools.partial(put_batch, mesh=mesh) if divides else None
+        self._place, self._share = functools.partial(put_batch, mesh=mesh), batch_share(mesh)
         self.start = self._recorded = notes.info["step"] if notes is not None else 0
         self._throughput = Throughput(config, mesh, task.unit, self.start)
         self.input_clock = self._throughput.lost["input"]
@@ -53,7 +52,7 @@ class Run:
             )
             return telemetry(updated[STATS], sites)
 
-        self._telemetry_step = jax.jit(stats)
+        self._telemetry_step = jax.jit(stats, out_shardings=replicated(mesh))
         self._eval_step = make_eval_step(model)
         self._validation: Any = None
 
@@ -65,23 +64,27 @@ class Run:
                 self._task,
                 batch_size=self.config.eval.batch_size,
                 workers=self.config.data.workers,
+                share=self._share,
             )
+        first = distributed.is_first()  # it alone writes, but for its part of a checkpoint
         try:
             self._path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"--workdir={self._path} is no folder ({error.strerror}): choose another."
             ) from error
-        self._checkpoints = checkpoint.Checkpoints(self._path, self.config.checkpoint.keep)
-        for step in damaged:
-            self._checkpoints.set_aside(step)
-        if self.start < self.config.train.steps:
+        if first and self.start < self.config.train.steps:
             (self._path / "config.json").write_text(configuration.to_json(self.config))
             for name, value in self._task.assets.items():
                 (self._path / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False))
-        self._writer = MetricWriter(self._path)
+        self._check_shared()
+        saving = self.config.checkpoint
+        self._checkpoints = checkpoint.Checkpoints(self._path, saving.keep, saving.keep_every)
+        for step in damaged:
+            self._checkpoints.set_aside(step)
+        self._writer = MetricWriter(self._path if first else None)
         label = self.config.name or self._path.name
-        self.progress = Progress(self.start, self.config.train.steps, label)
+        self.progress = Progress(self.start, self.config.train.steps, label, quiet=not first)
         if self.start >= self.config.train.steps:
             self.progress.note(f"{label}: {self._path} is already at step {self.start}")
         elif self.start:
@@ -117,6 +120,17 @@ class Run:
             raise UserError(
                 f"{file} is there and is not of a training run, it would be overwritten: choose an "
                 "empty --workdir."
+            )
+
+    def _check_shared(self) -> None:
+        """Raises UserError on all processes unless each sees what the first has written."""
+        distributed.wait_for_all("the workdir is there")
+        sees = distributed.gathered(np.int32((self._path / "config.json").exists()))
+        if not sees.all():
+            raise UserError(
+                f"--workdir={self._path} must be storage that all hosts share, process "
+                f"{', '.join(map(str, np.flatnonzero(sees == 0)))} does not see what process 0 "
+                "wrote there: give a bucket or a network file system."
             )
 
     def record(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -190,14 +204,25 @@ class Run:
         with self._throughput.lost["checkpoint"], jax.transfer_guard("allow"):
             self._checkpoints.save(state, notes)
 
+    def check_saves(self) -> None:
+        """Raises UserError if the checkpoint in flight has failed."""
+        self._checkpoints.check()
+
+    def stopped(self, step: int) -> None:
+        """Says that a run was stopped, once its last step is saved indeed."""
+        self._checkpoints.wait()
+        self.progress.note(f"stopped by a signal: step {step} is saved, run again to go on.")
+
     def close(self) -> None:
         """Ends a trace, waits for the checkpoint in flight, sums up and closes files."""
         if self._profile is not None:
             self._profile.close()
-        with self._throughput.lost["checkpoint"]:
-            self._checkpoints.close()
-        summary = self._throughput.summary(self._recorded)
-        if summary is not None:
-            self.progress.note(summary)
-        self._writer.close()
-        self.progress.close()
+        try:
+            with self._throughput.lost["checkpoint"]:
+                self._checkpoints.close()
+        finally:
+            summary = self._throughput.summary(self._recorded)
+            if summary is not None:
+                self.progress.note(summary)
+            self._writer.close()
+            self.progress.close()

@@ -1,5 +1,6 @@
 """The mesh, and where state and batches lie on it."""
 
+import functools
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from quantizable_flax.data import Share
 from quantizable_flax.errors import UserError
 from quantizable_flax.sharding import AXES, BATCH_AXES, RULES
 
@@ -96,12 +98,34 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+@functools.lru_cache
+def batch_share(mesh: Mesh, process_index: int | None = None) -> Share:
+    """Returns which parts of a batch the devices of a process hold, by default of this one."""
+    mine = jax.process_index() if process_index is None else process_index
+    count = batch_shards(mesh)
+    sizes = [mesh.shape[axis] if axis in BATCH_AXES else 1 for axis in mesh.axis_names]
+    numbers = np.broadcast_to(np.arange(count).reshape(sizes), mesh.devices.shape)
+    held = zip(numbers.flat, mesh.devices.flat, strict=True)
+    return Share(tuple(sorted({int(n) for n, dev in held if dev.process_index == mine})), count)
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Moves this process's part of a global batch to its devices."""
-    sharding = batch_sharding(mesh)
-    return {
-        key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()
-    }
+    """Moves this process's rows of a global batch, those of `batch_share`, to its devices."""
+    sharding, share = batch_sharding(mesh), batch_share(mesh)
+
+    def put(rows):
+        size = len(rows) // len(share.parts)
+        shape = (size * share.count, *rows.shape[1:])
+        places = sharding.addressable_devices_indices_map(shape)
+        pieces = []
+        for index in places.values():
+            first, *rest = index or ()
+            at = share.parts.index((first.start or 0) // size) * size
+            pieces.append(rows[(slice(at, at + size), *rest)])
+        arrays = jax.device_put(pieces, list(places))
+        return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+    return {key: put(value) for key, value in batch.items()}
 
 
 def tree_shardings(boxed: Any, mesh: Mesh) -> Any:

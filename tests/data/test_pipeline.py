@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from quantizable_flax.data import Task, eval_batches, train_iterator
+from quantizable_flax.data import Share, Task, eval_batches, train_iterator
 from quantizable_flax.errors import UserError
 
 from .batches import assert_same, joined, originals, take
@@ -59,7 +59,7 @@ def test_an_epoch_does_not_depend_on_the_batch_size(train, tokens_NxT, batch_siz
 
 @pytest.mark.parametrize("process_count", [2, 3, 6, 24])
 def test_hosts_in_order_make_up_the_global_batch(train, process_count):
-    hosts = [train(24, process_index=h, process_count=process_count) for h in range(process_count)]
+    hosts = [train(24, share=Share((h,), process_count)) for h in range(process_count)]
     whole = train(24)
     for _ in range(4 if process_count == 24 else 40):
         shares = [next(host) for host in hosts]
@@ -118,10 +118,36 @@ def test_a_restart_continues_where_the_state_was_taken(train, done):
 def test_a_state_holds_for_another_number_of_hosts(train):
     whole = train(12)
     take(whole, 7)
-    hosts = [train(12, process_index=index, process_count=3) for index in range(3)]
+    hosts = [train(12, share=Share((index,), 3)) for index in range(3)]
     for host in hosts:
         host.set_state(whole.get_state())
     assert_same(joined([next(host) for host in hosts]), next(whole))
+
+
+@pytest.mark.parametrize("parts", [(0,), (1, 3), (0, 1, 2, 3)])
+def test_a_host_may_hold_any_parts_of_a_batch(train, parts):
+    whole, host = train(12), train(12, share=Share(parts, 4))
+    rows = [row for part in parts for row in range(3 * part, 3 * part + 3)]
+    for _ in range(3):
+        expected = {name: array[rows] for name, array in next(whole).items()}
+        assert_same(next(host), expected)
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(8, 2), (8, 4), (7, 4), (5, 8)])
+def test_evaluation_shares_hold_every_example_once(evaluate, held_out_NxT, batch_size, count):
+    # Every host has every batch, even where nothing but fillers is left for it in the last one.
+    hosts = [list(evaluate(batch_size, share=Share((p,), count))) for p in range(count)]
+    whole = list(evaluate(batch_size))
+    assert {len(host) for host in hosts} == {len(whole)}
+    assert {len(b["example_weight"]) for host in hosts for b in host} == {-(-batch_size // count)}
+    for step, expected in enumerate(whole):
+        found = joined([host[step] for host in hosts])
+        real = found["example_weight"] == 1
+        assert real.sum() == expected["example_weight"].sum()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name][real], array[expected["example_weight"] == 1])
+        assert np.all(found["labels"][~real] == -100)
+    assert sum(b["example_weight"].sum() for b in whole) == len(held_out_NxT)
 
 
 class Squares(Task):
@@ -223,8 +249,8 @@ def test_more_than_there_is(train, evaluate, tokens_NxT, held_out_NxT):
 
 
 def test_senseless_requests(train, evaluate):
-    with pytest.raises(UserError, match="multiple of the 3 hosts, found 8"):
-        train(8, process_count=3)
+    with pytest.raises(UserError, match="multiple of the 3 parts of a batch, found 8"):
+        train(8, share=Share((0,), 3))
     with pytest.raises(UserError, match="at least 1, found 0"):
         train(0)
     with pytest.raises(UserError, match="at least 1, found 0"):

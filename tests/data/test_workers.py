@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantizable_flax.data import Task, eval_batches, train_iterator
+from quantizable_flax.data import WHOLE, Share, Task, eval_batches, train_iterator
 from quantizable_flax.errors import UserError
 
 from .batches import assert_same, take
@@ -60,12 +60,14 @@ def _no_process_stays():
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize(("workers", "family", "host"), [(1, "bert", (0, 1)), (2, "opt", (1, 2))])
+@pytest.mark.parametrize(
+    ("workers", "family", "share"), [(1, "bert", WHOLE), (2, "opt", Share((1,), 2))]
+)
 def test_training_batches_and_restarts_are_the_same(
-    text_config, make_text_task, workers, family, host
+    text_config, make_text_task, workers, family, share
 ):
     task = make_text_task(text_config(family))
-    options = {"batch_size": 12, "seed": 5, "process_index": host[0], "process_count": host[1]}
+    options = {"batch_size": 12, "seed": 5, "share": share}
     alone = train_iterator(task, **options)
     take(alone, 4)
     batches = train_iterator(task, workers=workers, **options)

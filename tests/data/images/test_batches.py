@@ -11,6 +11,7 @@ import pytest
 import quantizable_flax.data.images
 from quantizable_flax.data.images import ImageTask
 from quantizable_flax.data.pipeline import eval_batches, train_iterator
+from quantizable_flax.data.share import Share
 from tests.data.images.conftest import (
     AUGMENT,
     encode,
@@ -89,8 +90,7 @@ def test_a_state_moves_between_threads_and_processes(task, expected):
 def test_hosts_have_their_shares_of_the_same_batches(task):
     whole = train_iterator(task, batch_size=4, seed=3)
     hosts = [
-        train_iterator(task, batch_size=4, seed=3, process_index=index, process_count=2)
-        for index in range(2)
+        train_iterator(task, batch_size=4, seed=3, share=Share((index,), 2)) for index in range(2)
     ]
     for _ in range(COUNT):
         shares = [next(host) for host in hosts]
