@@ -2,6 +2,7 @@
 
 import logging
 
+import jax
 from absl import flags
 
 from quantizable_flax import cli, exporting
@@ -13,6 +14,7 @@ from quantizable_flax.evaluator import Evaluator, result_row
 from quantizable_flax.loading import Run, load_run, override_run, row_names, validation_history
 from quantizable_flax.ptq.settings import Setting, check_spec, make_spec, parse_setting
 from quantizable_flax.quantization.spec import BACKENDS
+from quantizable_flax.training import distributed
 
 logger = logging.getLogger("quantizable_flax.eval")
 
@@ -39,6 +41,7 @@ EXPORT_BATCH = flags.DEFINE_integer("export_batch_size", 8, "Batch size of that 
 JSON = flags.DEFINE_string("json", None, "Also write the rows to this JSON file.")
 REPORT = flags.DEFINE_string("report", None, "Also write an HTML report with pictures.")
 MARKDOWN = flags.DEFINE_string("markdown", None, "Also write the table to this Markdown file.")
+distributed.define_flags()
 
 
 def main(arguments: list[str]) -> None:
@@ -50,6 +53,11 @@ def main(arguments: list[str]) -> None:
     check_choice("--backend", BACKEND.value, BACKENDS)
     if SEEDS.value < 1:
         raise UserError(f"--calibration_seeds must be at least 1, found {SEEDS.value}.")
+    with distributed.joined():
+        _run(workdirs, settings, overrides)
+
+
+def _run(workdirs: list[str], settings: list[Setting], overrides: list[str]) -> None:
     runs = {workdir: load_run(workdir) for workdir in workdirs}
     for workdir, run in runs.items():  # every mistake shows before the first minute is spent
         override_run(run, overrides)
@@ -77,6 +85,8 @@ def _evaluate(runs: dict[str, Run], settings: list[Setting]) -> None:
         )
         history = validation_history(workdir, evaluator.metric.name)
         subjects.append(Subject(row, evaluator.fp.sites, history))
+    if not distributed.is_first():
+        return
     rows = [subject.row for subject in subjects]
     tables.print_table(rows, columns)
     if JSON.value:
@@ -89,6 +99,8 @@ def _evaluate(runs: dict[str, Run], settings: list[Setting]) -> None:
 
 def _rank(run: Run, setting: Setting) -> None:
     costs = _evaluator(run).sensitivity(setting)
+    if not distributed.is_first():
+        return
     tables.print_costs(costs)
     if JSON.value:
         tables.write_json([cost._asdict() for cost in costs], JSON.value)
@@ -98,6 +110,11 @@ def _rank(run: Run, setting: Setting) -> None:
 
 
 def _export(run: Run, setting: Setting, path: str) -> None:
+    if jax.process_count() > 1:
+        raise UserError(
+            f"--export_int8 is the work of one process, found {jax.process_count()}: run it on one "
+            "host with --num_processes=1."
+        )
     folder = exporting.check_folder(path)
     if EXPORT_BATCH.value < 1:
         raise UserError(f"--export_batch_size must be at least 1, found {EXPORT_BATCH.value}.")

@@ -98,7 +98,8 @@ def evaluate(
     """
     check_choice("eval.perplexity", averaging, AVERAGINGS)
     sums, running = [], None
-    for batch in tqdm(batches, desc=label, unit="batch", leave=False, disable=None):
+    hidden = None if jax.process_index() == 0 else True  # None: shown on a terminal
+    for batch in tqdm(batches, desc=label, unit="batch", leave=False, disable=hidden):
         placed = place(batch) if place else {k: jnp.asarray(v) for k, v in batch.items()}
         following = step(params, ranges or {}, placed)
         if running is not None:

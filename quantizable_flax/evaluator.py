@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from quantizable_flax.analysis.outliers import outlier_sites
-from quantizable_flax.data import Task, calibration_batches, eval_batches
+from quantizable_flax.config import default_config
+from quantizable_flax.data import WHOLE, Task, calibration_batches, eval_batches
 from quantizable_flax.evaluation import Metrics, evaluate, make_eval_step
 from quantizable_flax.loading import Run
 from quantizable_flax.models.registry import (
@@ -27,6 +29,7 @@ from quantizable_flax.ptq.settings import Setting, make_spec, parse_setting
 from quantizable_flax.ptq.smoothquant import smooth
 from quantizable_flax.quantization.calibration import calibrate, make_calibrate_step
 from quantizable_flax.quantization.learned import without_grids
+from quantizable_flax.training.sharding import batch_share, make_mesh, put_batch, put_whole
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,9 @@ class Evaluator:
 
     Everything is computed in float32, whatever dtype the run was trained in: on a grid the rounding
     of bfloat16 would be measured along with that of INT8.
+
+    Batches are split over all devices of all processes, which hold the model whole; calibration is
+    not, every process repeats it.
 
     Attributes:
       config: of the run, with the data to evaluate on.
@@ -53,11 +59,14 @@ class Evaluator:
         if not run.is_int8:
             self._model = with_quant(self._model, None)
         self.metric = model.metric
+        several = jax.device_count() > 1
+        self._mesh = make_mesh(default_config().mesh) if several else None
         self._batches = eval_batches(
             task,
             batch_size=config.eval.batch_size,
             num_batches=config.eval.batches or None,
             workers=config.data.workers,
+            share=batch_share(self._mesh) if self._mesh else WHOLE,
         )
         self._calibrate_steps: dict[nn.Module, Callable] = {}
         self._eval_steps: dict[nn.Module, Callable] = {}
@@ -141,6 +150,10 @@ class Evaluator:
         return calibration_batches(self.config, self._task, seed=seed)
 
     def _evaluate(self, model, params, ranges, step, *, label: str) -> Metrics:
+        place = None
+        if self._mesh is not None:
+            params, ranges = put_whole((params, ranges), self._mesh)
+            place = functools.partial(put_batch, mesh=self._mesh)
         return evaluate(
             step,
             params,
@@ -148,6 +161,7 @@ class Evaluator:
             ranges,
             metric=self.metric,
             label=label,
+            place=place,
             averaging=self.config.eval.perplexity,
             kurtosis_batches=self.config.eval.kurtosis_batches,
         )

@@ -128,6 +128,19 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {key: put(value) for key, value in batch.items()}
 
 
+def put_whole(tree: Any, mesh: Mesh) -> Any:
+    """Copies arrays of this process, the same on all, whole to every device of the mesh."""
+    devices = [
+        device for device in mesh.devices.flat if device.process_index == jax.process_index()
+    ]
+
+    def put(x):
+        copies = jax.device_put([x] * len(devices), devices)
+        return jax.make_array_from_single_device_arrays(x.shape, replicated(mesh), copies)
+
+    return jax.tree.map(put, tree)
+
+
 def tree_shardings(boxed: Any, mesh: Mesh) -> Any:
     """Returns the sharding of every leaf of a tree of (abstract) parameters with logical axes.
 
