@@ -9,12 +9,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from quantizable_flax.analysis.outliers import OutlierSites, published_stats, summarise
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.models.metric import Metric
 from quantizable_flax.quantization.sites import RANGES, STATS
+from quantizable_flax.sharding import on_mesh
 
 Batch = dict[str, Any]
 AVERAGINGS = ("token", "published")
@@ -39,18 +41,22 @@ class Metrics:
     sites: dict[str, float]
 
 
-def make_eval_step(model: nn.Module, sites: OutlierSites | None = None) -> Callable:
+def make_eval_step(
+    model: nn.Module, sites: OutlierSites | None = None, mesh: Mesh | None = None
+) -> Callable:
     """Returns the jitted `(params, ranges, batch) -> sums`.
 
     Sums are device scalars: loss, labels, right ones, examples and, if `sites` is given, each
-    published statistic over samples. Nothing larger than a scalar leaves the step.
+    published statistic over samples. Nothing larger than a scalar leaves the step. With a mesh,
+    activations are laid out on it.
     """
 
     def eval_step(params, ranges, batch):
         mutable = [STATS] if sites is not None else []
-        scores, updated = model.apply(
-            {"params": params, RANGES: ranges}, batch, method="loss", mutable=mutable
-        )
+        with on_mesh(mesh):
+            scores, updated = model.apply(
+                {"params": params, RANGES: ranges}, batch, method="loss", mutable=mutable
+            )
         weight_B = batch.get("example_weight", jnp.ones_like(scores.loss))
         sums: dict[str, Any] = {
             "loss": jnp.sum(scores.loss * weight_B),

@@ -19,6 +19,7 @@ from quantizable_flax.data import Task, eval_batches
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import evaluate, make_eval_step
 from quantizable_flax.quantization.sites import RANGES, STATS
+from quantizable_flax.sharding import on_mesh
 from quantizable_flax.training import checkpoint, distributed
 from quantizable_flax.training.metrics import MetricWriter, Progress, duration
 from quantizable_flax.training.optimizer import make_schedule
@@ -47,13 +48,14 @@ class Run:
         sites = outlier_sites(config)
 
         def stats(params, ranges, batch):
-            _, updated = model.apply(
-                {"params": params, RANGES: ranges}, batch, method="loss", mutable=[STATS]
-            )
+            with on_mesh(mesh):
+                _, updated = model.apply(
+                    {"params": params, RANGES: ranges}, batch, method="loss", mutable=[STATS]
+                )
             return telemetry(updated[STATS], sites)
 
         self._telemetry_step = jax.jit(stats, out_shardings=replicated(mesh))
-        self._eval_step = make_eval_step(model)
+        self._eval_step = make_eval_step(model, mesh=mesh)
         self._validation: Any = None
 
     def begin(self, damaged: list[int]) -> None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from quantizable_flax import default_config
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.registry import build_model
 from quantizable_flax.sharding import AXES, constrain, on_mesh
@@ -88,18 +89,20 @@ def test_tensor_parallel_layers_sum_twice_each_way(program):
     assert sum(sums) == 2 * (2 + 4)
 
 
-def one_device_mesh(**keys):
-    return make_mesh(tiny_config(Path("."), "vit", **keys).mesh, jax.devices()[:1])
+def one_device_mesh(**sizes):
+    config = default_config()
+    config.mesh.update(sizes)
+    return make_mesh(config.mesh, jax.devices()[:1])
 
 
-def test_mesh_and_batch_errors_name_the_numbers(tmp_path):
+def test_mesh_and_batch_errors_name_the_numbers():
     mesh = one_device_mesh()
     with pytest.raises(UserError, match=r"multiple of .* = 1 \* 3, found 8"):
         check_batch(8, 3, mesh)
     with pytest.raises(UserError, match=r"must use all 1 devices, found data=-1, fsdp=2"):
-        one_device_mesh(mesh__fsdp=2)
+        one_device_mesh(fsdp=2)
     with pytest.raises(UserError, match="one of them may be -1"):
-        one_device_mesh(mesh__fsdp=-1)
+        one_device_mesh(fsdp=-1)
 
 
 @pytest.mark.parametrize(
