@@ -133,10 +133,12 @@ class Progress:
         seconds_left: float | None = None,
     ) -> None:
         """Shows the values beside the step, what `Throughput.measure` says, and the time left."""
-        shown = [f"{name} {value:.4g}" for name, value in values.items()] + _shown(throughput)
-        if self._bar is not None:
-            self._bar.set_postfix_str("  ".join(shown))
+        shown = [f"{name} {value:.4g}" for name, value in values.items()]
+        if self._bar is not None:  # it has a rate and an ETA of its own
+            rest = {key: v for key, v in throughput.items() if key != "steps_per_second"}
+            self._bar.set_postfix_str("  ".join(shown + _shown(rest)))
             return
+        shown += _shown(throughput)
         if seconds_left:
             shown.append(f"{duration(seconds_left)} left")
         self.note(f"{self._label}: step {step}/{self.total}  " + "  ".join(shown))

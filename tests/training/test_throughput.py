@@ -1,5 +1,6 @@
 """Rates, utilisation and what a run says about itself, on a clock that the test moves."""
 
+import io
 import types
 
 import jax
@@ -141,6 +142,21 @@ def test_line_in_a_log(capsys):
     )
     progress.report(1000, {"loss": 1.0}, {"device_flops_per_second": 2.7e12}, 0.0)
     assert capsys.readouterr().err == "mine: step 1000/1000  loss 1  2.7 TFLOP/s/device\n"
+
+
+def test_bar_on_a_terminal(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    progress = Progress(40, 1000, "mine")
+    progress.advance()
+    progress.report(41, {"loss": 1.5}, {"steps_per_second": 2.0, "images_per_second": 8.0}, 9.0)
+    progress.note("a note")
+    progress.close()
+    shown = terminal.getvalue()
+    assert "41/1000" in shown
+    assert "loss 1.5  8 images/s" in shown
+    assert "a note\n" in shown
 
 
 @pytest.mark.parametrize(
