@@ -53,6 +53,36 @@ def init_state(
     The ranges of a model with a quant spec are there, but unknown; with `learned_ranges` they are
     grids among the parameters.
     """
+    init = _initial(model, optimizer, example, learned_ranges)
+    shardings = tree_shardings(jax.eval_shape(init, jax.random.key(seed)), mesh)
+    unboxed = jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)
+    return unboxed(jax.random.key(seed))
+
+
+def abstract_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    example: Batch,
+    mesh: Mesh,
+    *,
+    learned_ranges: bool = False,
+) -> TrainState:
+    """Returns the state of `init_state` as shapes, dtypes and shardings, without its arrays.
+
+    The devices of the mesh need not exist: the step is compiled ahead of time from this.
+    """
+    boxed = jax.eval_shape(_initial(model, optimizer, example, learned_ranges), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.unbox(boxed),
+        tree_shardings(boxed, mesh),
+    )
+
+
+def _initial(
+    model: nn.Module, optimizer: optax.GradientTransformation, example: Batch, learned_ranges: bool
+) -> Callable[[jax.Array], TrainState]:
+    """Returns `key -> state`, its parameters boxed with their logical axes."""
 
     def init(key):
         params, ranges = model.init(key, example, method="loss")["params"], {}
@@ -62,9 +92,7 @@ def init_state(
                 params, ranges = with_grids(model, params, ranges), {}
         return TrainState(jnp.int32(0), params, optimizer.init(params), ranges)
 
-    shardings = tree_shardings(jax.eval_shape(init, jax.random.key(seed)), mesh)
-    unboxed = jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)
-    return unboxed(jax.random.key(seed))
+    return init
 
 
 def make_train_step(
