@@ -6,6 +6,7 @@ from quantizable_flax.data.masking import MaskTokens
 from quantizable_flax.data.packing import packed_tokens
 from quantizable_flax.data.pipeline import eval_batches, train_iterator
 from quantizable_flax.data.share import WHOLE, Share
+from quantizable_flax.data.specs import batch_specs
 from quantizable_flax.data.task import Task
 from quantizable_flax.data.tasks import make_task
 from quantizable_flax.data.tokenizer import Tokenizer
@@ -17,6 +18,7 @@ __all__ = [
     "Share",
     "Task",
     "Tokenizer",
+    "batch_specs",
     "build_tokenizer",
     "calibration_batches",
     "eval_batches",
