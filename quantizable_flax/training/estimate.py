@@ -67,7 +67,7 @@ def measure(compiled: jax.stages.Compiled, devices: int, seconds: float) -> Comp
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         flops=hlo_cost.matrix_flops(program),
-        reported_flops=costs["flops"],
+        reported_flops=costs.get("flops", 0.0),
         hbm_bytes=hlo_cost.hbm_bytes(program),
         wire_bytes=collectives.by_kind(collectives.collectives_of(program, devices)),
         unknown_loops=program.unknown_loops,
