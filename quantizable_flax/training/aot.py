@@ -6,6 +6,7 @@ from shapes alone.
 
 import dataclasses
 import logging
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from quantizable_flax.training.candidates import Candidate, candidates
 from quantizable_flax.training.estimate import Estimate, measure
 from quantizable_flax.training.flops import step_flops
 from quantizable_flax.training.optimizer import make_optimizer
-from quantizable_flax.training.sharding import batch_sharding, check_batch, make_mesh
+from quantizable_flax.training.sharding import batch_sharding, batch_shards, check_sizes, make_mesh
 from quantizable_flax.training.step import abstract_state, make_train_step
 from quantizable_flax.training.topology import chip_of_topology, devices_of, prepare
 
@@ -95,6 +96,7 @@ def estimate(candidate: Candidate) -> Estimate:
         batch_size=config.train.batch_size,
         tokens=config.data.get("seq_len", 0),
         model_flops=step_flops(config) / len(devices),
+        waiting=config.train.prefetch * _batch_bytes(config) // batch_shards(mesh),
     )
     started = time.monotonic()
     try:
@@ -115,9 +117,9 @@ def lower(
     """
     check_positive(config)
     mesh = make_mesh(config.mesh, list(devices))
-    check_batch(config.train.batch_size, config.train.accumulate, mesh)
     model, optimizer = qat.model_to_train(config), make_optimizer(config, config.train.steps)
     check_length(config)
+    check_sizes(config, model, mesh)
     learned = qat.learns_ranges(config)
     state = abstract_state(model, optimizer, model.example_batch(), mesh, learned_ranges=learned)
     step: Any = make_train_step(model, optimizer, config, mesh, state)
@@ -131,6 +133,10 @@ def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, jax
         name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
         for name, spec in batch_specs(config).items()
     }
+
+
+def _batch_bytes(config: ConfigDict) -> int:
+    return sum(math.prod(s.shape) * s.dtype.itemsize for s in batch_specs(config).values())
 
 
 def _why(message: str) -> str:

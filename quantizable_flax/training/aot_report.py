@@ -90,7 +90,7 @@ def _cells(row: Estimate) -> list[str]:
         *start,
         f"{compiled.arguments / GIB:.2f}",
         f"{compiled.temporaries / GIB:.2f}",
-        f"{compiled.peak / GIB:.2f} / {row.chip.hbm_bytes / GIB:.0f}",
+        f"{row.peak / GIB:.2f} / {row.chip.hbm_bytes / GIB:.0f}",
         "yes" if row.fits else "no",
         f"{compiled.flops / TERA:.3f}",
         f"{compiled.hbm_bytes / GB:.1f}",
@@ -102,14 +102,15 @@ def _cells(row: Estimate) -> list[str]:
 
 
 def _memory(row: Estimate, compiled: Compiled) -> list[tuple[str, str]]:
-    share = compiled.peak / row.chip.hbm_bytes
+    share = row.peak / row.chip.hbm_bytes
     return [
         ("arguments", f"{compiled.arguments / GIB:.3f} GiB: state and batch"),
         ("temporaries", f"{compiled.temporaries / GIB:.3f} GiB"),
+        ("waiting", f"{row.waiting / GIB:.3f} GiB: batches ahead of the step"),
         ("program", f"{compiled.code / GIB:.3f} GiB"),
         (
             "peak",
-            f"{compiled.peak / GIB:.3f} of {row.chip.hbm_bytes / GIB:.0f} GiB HBM ({share:.0%})",
+            f"{row.peak / GIB:.3f} of {row.chip.hbm_bytes / GIB:.0f} GiB HBM ({share:.0%})",
         ),
         ("fits", "yes" if row.fits else "no"),
     ]

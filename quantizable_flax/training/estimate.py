@@ -87,6 +87,7 @@ class Estimate:
       batch_size: examples of a step, on all devices.
       tokens: of an example; 0 for images.
       model_flops: of a step by formula, for one device.
+      waiting: bytes of the batches that lie on a device ahead of the step.
       compiled: None where the candidate cannot work.
       reason: why it cannot, or an empty string.
     """
@@ -99,13 +100,19 @@ class Estimate:
     batch_size: int = 0
     tokens: int = 0
     model_flops: float = 0.0
+    waiting: int = 0
     compiled: Compiled | None = None
     reason: str = ""
 
     @property
+    def peak(self) -> int:
+        """Bytes of HBM that are taken while a step runs; 0 without a program."""
+        return 0 if self.compiled is None else self.compiled.peak + self.waiting
+
+    @property
     def fits(self) -> bool:
         """Whether the step runs in the memory of the chip."""
-        return self.compiled is not None and self.compiled.peak <= self.chip.hbm_bytes
+        return self.compiled is not None and self.peak <= self.chip.hbm_bytes
 
     @property
     def times(self) -> dict[str, float]:
@@ -142,8 +149,8 @@ class Estimate:
         """Returns fields and derived values, sizes in bytes, times in seconds."""
         values = dataclasses.asdict(self) | {"chip": self.chip.name, "fits": self.fits}
         if self.compiled is not None:
-            values["compiled"]["peak"] = self.compiled.peak
             values |= {
+                "peak": self.peak,
                 "seconds": self.times,
                 "bound_seconds": self.bound,
                 "limit": self.limit,
