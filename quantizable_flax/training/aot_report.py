@@ -12,10 +12,10 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.models.registry import attention_label
 from quantizable_flax.training.estimate import ASSUMPTIONS, Compiled, Estimate
 
-GIB, MIB, GB, TERA = 2**30, 2**20, 1e9, 1e12
+GIB, MB, GB, TERA = 2**30, 1e6, 1e9, 1e12
 _COLUMNS = (
     "slice", "settings", "mesh", "batch", "arguments GiB", "temporaries GiB", "peak / HBM GiB",
-    "fits", "TFLOP", "HBM GB", "sent MB", "bound ms", "limit", "per second",
+    "fits", "TFLOP", "HBM GB", "sent MB", "bound ms", "limit", "per second", "MFU", "why not",
 )  # fmt: skip
 
 
@@ -69,9 +69,13 @@ def report(row: Estimate) -> str:
 
 def table(rows: list[Estimate]) -> str:
     """Returns a Markdown table, a row for each candidate."""
-    cells = [list(_COLUMNS), ["---"] * len(_COLUMNS), *(_cells(row) for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(_COLUMNS))]
-    cells[1] = ["-" * width for width in widths]
+    cells = [list(_COLUMNS), *(_cells(row) for row in rows)]
+    if not any(row.reason for row in rows):
+        cells = [row[:-1] for row in cells]
+    # The last column holds sentences: it is as wide as its title.
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths[-1] = min(widths[-1], len(cells[0][-1]))
+    cells.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) + " |"
         for row in cells
@@ -80,25 +84,26 @@ def table(rows: list[Estimate]) -> str:
 
 def _cells(row: Estimate) -> list[str]:
     settings = " ".join(f"{key}={value}" for key, value in row.settings.items())
-    # A bar would end the cell.
-    start = [row.topology, settings.replace("|", "/"), _mesh(row), str(row.batch_size or "")]
+    start = [row.topology, settings, _mesh(row), str(row.batch_size or "")]
     compiled = row.compiled
     if compiled is None:
-        empty = len(_COLUMNS) - len(start) - 4
-        return [*start, "", "", "", f"no: {row.reason}".replace("|", "/"), *[""] * empty]
-    return [
-        *start,
-        f"{compiled.arguments / GIB:.2f}",
-        f"{compiled.temporaries / GIB:.2f}",
-        f"{row.peak / GIB:.2f} / {row.chip.hbm_bytes / GIB:.0f}",
-        "yes" if row.fits else "no",
-        f"{compiled.flops / TERA:.3f}",
-        f"{compiled.hbm_bytes / GB:.1f}",
-        f"{sum(compiled.wire_bytes.values()) / 1e6:.0f}",
-        f"{row.bound * 1e3:.2f}",
-        row.limit,
-        _rate(row),
-    ]
+        values = ["", "", "", "no", *[""] * (len(_COLUMNS) - len(start) - 5), row.reason]
+    else:
+        values = [
+            f"{compiled.arguments / GIB:.3g}",
+            f"{compiled.temporaries / GIB:.3g}",
+            f"{row.peak / GIB:.3g} / {row.chip.hbm_bytes / GIB:.0f}",
+            "yes" if row.fits else "no",
+            f"{compiled.flops / TERA:.3g}",
+            f"{compiled.hbm_bytes / GB:.3g}",
+            f"{sum(compiled.wire_bytes.values()) / MB:.3g}",
+            f"{row.bound * 1e3:.3g}",
+            row.limit,
+            _rate(row),
+            f"{row.utilisation:.0%}",
+            "",
+        ]
+    return [cell.replace("|", "/") for cell in (*start, *values)]  # a bar would end the cell
 
 
 def _memory(row: Estimate, compiled: Compiled) -> list[tuple[str, str]]:
@@ -127,7 +132,7 @@ def _work(row: Estimate, compiled: Compiled) -> list[tuple[str, str]]:
         ("HBM traffic", f"{compiled.hbm_bytes / GB:.4g} GB"),
     ]
     for kind, size in compiled.wire_bytes.items():
-        lines.append((kind, f"{size / 1e6:.4g} MB sent"))
+        lines.append((kind, f"{size / MB:.4g} MB sent"))
     if not compiled.wire_bytes:
         lines.append(("collectives", "none"))
     if compiled.unknown_loops:
