@@ -45,7 +45,7 @@ def run(
       config: the recipe.
       topologies: TPU slices, as `v5e:16x16`.
       vary: settings to compare, see `candidates`.
-      json: also write all figures to this file.
+      json: also write all figures to this file, anew with each candidate.
       markdown: also write what is printed to this file.
 
     Raises:
@@ -65,7 +65,8 @@ def run(
         took = f"compiled in {row.compiled.seconds:.0f} s" if row.compiled else row.reason
         logger.info("%s: %s", candidate.label, took)
         rows.append(row)
-    aot_report.write(config, rows, json=json, markdown=markdown)
+        aot_report.save(config, rows, json=json, markdown=markdown)
+    print(aot_report.text_of(config, rows), flush=True)
     return rows
 
 
@@ -102,7 +103,7 @@ def estimate(candidate: Candidate) -> Estimate:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        return dataclasses.replace(known, reason=_why(str(error)))
+        return dataclasses.replace(known, reason=why(str(error)))
     figures = measure(compiled, len(devices), time.monotonic() - started)
     return dataclasses.replace(known, compiled=figures)
 
@@ -139,7 +140,7 @@ def _batch_bytes(config: ConfigDict) -> int:
     return sum(math.prod(s.shape) * s.dtype.itemsize for s in batch_specs(config).values())
 
 
-def _why(message: str) -> str:
+def why(message: str) -> str:
     """Says in a few words why XLA gave up."""
     first = message.strip().splitlines()[0]
     if "RESOURCE_EXHAUSTED" not in message:

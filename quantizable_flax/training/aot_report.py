@@ -19,17 +19,18 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def write(
-    config: ConfigDict, rows: list[Estimate], *, json: str | None, markdown: str | None
-) -> None:
-    """Prints one report or a table, and writes the files that are asked for.
+def text_of(config: ConfigDict, rows: list[Estimate]) -> str:
+    """Returns what the command prints: a report of one candidate or a table of several."""
+    notes = "\n".join(f"- {line}" for line in ASSUMPTIONS)
+    return f"{_title(config)}: {_versions_text()}\n\n{_figures(rows)}\n\n{notes}"
+
+
+def save(config: ConfigDict, rows: list[Estimate], *, json: str | None, markdown: str | None):
+    """Writes the files that are asked for.
 
     Raises:
       UserError: a file that cannot be written.
     """
-    text = report(rows[0]) if len(rows) == 1 else table(rows)
-    title = f"{config.model.name}, {attention_label(config)}"
-    print(f"{title}: {_versions_text()}\n\n{text}\n\n" + "\n".join(ASSUMPTIONS), flush=True)
     if json:
         content: dict[str, Any] = {
             "versions": versions(),
@@ -40,9 +41,17 @@ def write(
         }
         _write(json, json_lib.dumps(content, indent=2) + "\n")
     if markdown:
-        shown = f"```\n{text}\n```" if len(rows) == 1 else text
+        shown = f"```\n{_figures(rows)}\n```" if len(rows) == 1 else _figures(rows)
         notes = "\n".join(f"- {line}" for line in ASSUMPTIONS)
-        _write(markdown, f"## {title}\n\n{_versions_text()}\n\n{shown}\n\n{notes}\n")
+        _write(markdown, f"## {_title(config)}\n\n{_versions_text()}\n\n{shown}\n\n{notes}\n")
+
+
+def _title(config: ConfigDict) -> str:
+    return f"{config.model.name}, {attention_label(config)}"
+
+
+def _figures(rows: list[Estimate]) -> str:
+    return report(rows[0]) if len(rows) == 1 else table(rows)
 
 
 def versions() -> dict[str, str]:
