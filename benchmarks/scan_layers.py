@@ -21,6 +21,7 @@ from quantizable_flax.config import default_config
 from quantizable_flax.models.layers import REMAT
 from quantizable_flax.models.opt import OptLayer
 from quantizable_flax.models.registry import build_model
+from quantizable_flax.training.topology import devices_of, prepare
 
 
 def make_programs(options: argparse.Namespace) -> dict:
@@ -113,11 +114,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--topology", help="a TPU to compile for, e.g. v5e:2x2")
     options = parser.parse_args()
-    device = jax.devices()[0]
     if options.topology:
-        from quantizable_flax.training.aot import topology_devices
-
-        device = topology_devices(options.topology)[0]
+        prepare()
+    device = devices_of(options.topology)[0] if options.topology else jax.devices()[0]
     jax.config.update("jax_enable_compilation_cache", False)
     built = compiled(options, device)
     seconds = {} if options.topology else step_seconds(options, built)

@@ -161,7 +161,8 @@ class Embed(nn.Module):
             stored = self.weight.stored()
             table = self.weight(self.embedding) if stored is None else stored
         else:
-            table = self.embedding.astype(self.dtype)
+            # Gathered over fsdp once, here, and not in every turn of a loop.
+            table = constrain(self.embedding.astype(self.dtype), "vocab", None)
 
         def attend(x: Tensor) -> jax.Array:
             if self.head != "quantized":
