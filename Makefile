@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 VARIANTS := vanilla clipped gated
 DEMO := runs/demo
 
-.PHONY: demo demo-opt demo-vit demo-all test lint types soak clean
+.PHONY: demo demo-opt demo-vit demo-all test lint types soak soak-kill clean
 
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,10 @@ types: $(STAMP)
 # Minutes-long tests, run before a release.
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# Two hosts are killed 25 times, during saves too, and go on; some 15 minutes.
+soak-kill: $(STAMP)
+	$(BIN)/python -m tests.soak_kill
 
 clean:
 	rm -rf $(VENV) runs

@@ -6,9 +6,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,25 +31,72 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def slurm_variables(count: int, index: int, port: int) -> dict[str, str]:
+    """What `srun` sets, as far as JAX reads it."""
+    return {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+        "JAX_COORDINATOR_PORT": str(port),
+    }
+
+
+def arrays(workdir: Path, step: int) -> dict[str, Any]:
+    """What a checkpoint of any number of hosts holds, as NumPy arrays, read by Orbax alone."""
+
+    def read(name: str) -> Any:
+        folder = Path(workdir) / "checkpoints" / str(step) / name
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(folder).item_metadata.tree
+            plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return reader.restore(folder, restore_args=plain)
+
+    return {name: read(name) for name in ("params", "opt_state")}
+
+
 class Hosts:
     """The processes of one command, each with its own output files in a folder."""
 
-    def __init__(self, folder: Path, count: int, program: str, *arguments: str, devices: int = 1):
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        *command: str,
+        each: Callable[[int], list[str]] = lambda index: [],
+        devices: int = 1,
+        joining: str = "flags",
+    ):
+        """Starts them.
+
+        Args:
+          folder: for their output.
+          count: of processes.
+          command: a Python program or `-m MODULE`, and its flags.
+          each: further flags of each process.
+          devices: of each process.
+          joining: how they learn of each other: by "flags", by the variables of "slurm", or
+            "not" at all, but by what `command` and `each` say.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        joining = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
-        if count == 1:
-            joining = []
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-        self.processes = []
+        self._folder, self.processes = folder, []
+        port = free_port()
         for index in range(count):
-            mine = [*joining, f"--process_id={index}"] if joining else []
+            named = [
+                f"--coordinator=127.0.0.1:{port}",
+                f"--num_processes={count}",
+                f"--process_id={index}",
+            ]
+            named = named if joining == "flags" else []
+            variables = slurm_variables(count, index, port) if joining == "slurm" else {}
+            cpu = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
             with self._file(index, "err").open("w") as err, self._file(index, "out").open("w") as o:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, program, *arguments, *mine],
+                        [sys.executable, *command, *each(index), *named],
                         cwd=ROOT,
-                        env=environment,
+                        env=os.environ | cpu | variables,
                         stdout=o,
                         stderr=err,
                     )

@@ -1,0 +1,85 @@
+"""Which checkpoints stay, and what happens when one cannot be written."""
+
+import resource
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from quantizable_flax.errors import UserError
+from quantizable_flax.loading import load_run
+from quantizable_flax.training import checkpoint
+from quantizable_flax.training.loop import train
+from quantizable_flax.training.run import Run
+from quantizable_flax.training.step import TrainState
+from tests.tiny import tiny_config
+
+
+@pytest.mark.parametrize(
+    ("keep_every", "expected"), [(0, [70, 60]), (20, [70, 60, 40, 20]), (30, [70, 60, 30])]
+)
+def test_last_and_every_so_many_are_kept(tmp_path, keep_every, expected):
+    config = tiny_config(
+        tmp_path,
+        train__steps=70,
+        checkpoint__every=10,
+        checkpoint__keep=2,
+        checkpoint__keep_every=keep_every,
+    )
+    train(config, str(tmp_path / "run"))
+    assert checkpoint.saved_steps(epath.Path(tmp_path / "run")) == expected
+
+
+@pytest.mark.parametrize("keep_every", [-10, 15])
+def test_only_saved_steps_can_be_kept(tmp_path, keep_every):
+    config = tiny_config(tmp_path, checkpoint__every=10, checkpoint__keep_every=keep_every)
+    with pytest.raises(UserError, match=f"a multiple of checkpoint.every=10, found {keep_every}"):
+        train(config, str(tmp_path / "run"))
+
+
+@pytest.fixture
+def no_room():
+    """Returns what makes every file end after 2000 bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("steps", [40, 1_000_000])
+def test_failed_save_stops_the_run_and_is_no_checkpoint(tmp_path, monkeypatch, no_room, steps):
+    # The last save of a run and one in its midst: neither is reported as saved.
+    save, reached = Run.save, []
+
+    def on_a_full_disk(self, state, step, data_state):
+        if step == 40:
+            self._checkpoints.wait()  # step 20 was still in time
+            no_room()
+        reached.append(step)
+        save(self, state, step, data_state)
+
+    monkeypatch.setattr(Run, "save", on_a_full_disk)
+    config = tiny_config(
+        tmp_path, train__steps=steps, train__log_every=1_000_000, checkpoint__every=20
+    )
+    with pytest.raises(UserError, match=r"step 40 could not be written .* step 20 is kept"):
+        train(config, str(tmp_path / "run"))
+    assert reached in ([20, 40], [20, 40, 60])  # at the latest the save after it is not begun
+    assert checkpoint.saved_steps(epath.Path(tmp_path / "run")) == [20]
+    assert load_run(str(tmp_path / "run")).info["step"] == 20
+
+
+def test_failed_save_surfaces_without_another_one(tmp_path, no_room):
+    values = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(100, 100)))}
+    state = TrainState(jnp.int32(5), values, values)
+    notes = checkpoint.Notes({}, {}, {}, {"step": 5})
+    checkpoints = checkpoint.Checkpoints(epath.Path(tmp_path), keep=1)
+    checkpoints.check()  # nothing has been saved, nothing has failed
+    no_room()
+    checkpoints.save(state, notes)
+    with pytest.raises(UserError, match=r"step 5 could not be written .* there is none before it"):
+        for _ in range(6000):
+            checkpoints.check()
+            time.sleep(0.01)
+    checkpoints.close()
