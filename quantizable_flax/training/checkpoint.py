@@ -103,9 +103,10 @@ class Checkpoints:
             self._manager.save(self._writing, args=ocp.args.Composite(**items))
 
     def check(self) -> None:
-        """Raises UserError if the write in flight has failed; waits for nothing."""
-        with self._surfacing():
-            self._manager.check_for_errors()
+        """Raises UserError if the last write has failed; does not wait for one in flight."""
+        # Orbax's own check_for_errors knows nothing of a failure that its finalizing thread met.
+        if self._writing is not None and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Waits for the write in flight; only then is it a checkpoint.
@@ -113,11 +114,13 @@ class Checkpoints:
         Raises:
           UserError: it failed.
         """
+        if self._writing is None:
+            return
         with self._surfacing():
             self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-            if self._writing is not None and self._writing not in saved_steps(self._folder.parent):
+            if self._writing not in saved_steps(self._folder.parent):
                 raise OSError("it was never finished")
+        self._writing = None
 
     @contextlib.contextmanager
     def _surfacing(self) -> Iterator[None]:

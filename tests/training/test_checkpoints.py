@@ -78,8 +78,12 @@ def test_failed_save_surfaces_without_another_one(tmp_path, no_room):
     checkpoints.check()  # nothing has been saved, nothing has failed
     no_room()
     checkpoints.save(state, notes)
-    with pytest.raises(UserError, match=r"step 5 could not be written .* there is none before it"):
+
+    def next_steps():
         for _ in range(6000):
             checkpoints.check()
             time.sleep(0.01)
+
+    with pytest.raises(UserError, match=r"step 5 could not be written .* there is none before it"):
+        next_steps()
     checkpoints.close()
