@@ -20,7 +20,7 @@ import jax
 from tests.tiny import flags
 from tests.training.hosts import Hosts, arrays
 
-STEPS = 4000
+STEPS = 6000
 CHANGES = {
     "model__hidden_dropout": 0.1,
     "model__attention_dropout": 0.1,
