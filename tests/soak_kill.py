@@ -20,14 +20,14 @@ import jax
 from tests.tiny import flags
 from tests.training.hosts import Hosts, arrays
 
-STEPS = 6000
+STEPS, EVERY = 1000, 8
 CHANGES = {
     "model__hidden_dropout": 0.1,
     "model__attention_dropout": 0.1,
     "mesh__fsdp": 2,  # every parameter lies on both hosts
     "train__steps": STEPS,
     "train__log_every": 1,
-    "checkpoint__every": 40,
+    "checkpoint__every": EVERY,
 }
 
 
@@ -68,15 +68,18 @@ def logged(workdir: Path) -> int:
 def kill_once(folder: Path, workdir: Path, rng: random.Random) -> Kill:
     """Starts the run and kills it, at once when a save is seen or after a random time."""
     newest, stale = max(finished(workdir), default=0), set(unfinished(workdir))
-    aim_at_save, saves = rng.random() < 0.6, rng.randint(1, 3)
+    aim_at_save, further = rng.random() < 0.6, rng.randint(0, 2) * EVERY
     hosts = start(folder, workdir)
     seen: set[str] = set()
     # It must get on, or the soak would never end: the first new checkpoint is waited for.
     for _ in hosts.waiting(300, "the run made no checkpoint"):
-        seen |= {path.name for path in unfinished(workdir) if path not in stale}
-        if max(finished(workdir), default=0) > newest and (not aim_at_save or len(seen) > saves):
+        passed = max(finished(workdir), default=0) > newest + further
+        begun = {path.name for path in unfinished(workdir) if path not in stale} - seen
+        if passed and (begun or not aim_at_save):
             break
-    time.sleep(rng.uniform(0, 0.03) if aim_at_save else rng.uniform(0, 1.5))
+        if not passed:
+            seen |= begun
+    time.sleep(rng.uniform(0, 0.1 if aim_at_save else 0.5))
     in_save = any(path not in stale for path in unfinished(workdir))
     order = rng.sample(hosts.processes, 2)
     for process in order:
