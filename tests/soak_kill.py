@@ -20,12 +20,12 @@ import jax
 from tests.tiny import flags
 from tests.training.hosts import Hosts, arrays
 
-STEPS, EVERY = 1000, 8
+EVERY = 8
+STEPS_OF_A_ROUND = 5 * EVERY  # more than a round may get on
 CHANGES = {
     "model__hidden_dropout": 0.1,
     "model__attention_dropout": 0.1,
     "mesh__fsdp": 2,  # every parameter lies on both hosts
-    "train__steps": STEPS,
     "train__log_every": 1,
     "checkpoint__every": EVERY,
 }
@@ -39,9 +39,14 @@ class Kill(NamedTuple):
     in_save: bool
 
 
-def start(folder: Path, workdir: Path) -> Hosts:
+def start(folder: Path, workdir: Path, steps: int) -> Hosts:
     command = ["train.py", "--config=configs/quickstart.py", f"--workdir={workdir}"]
-    return Hosts(folder / f"{workdir.name}-output", 2, *command, *flags(folder, **CHANGES))
+    return Hosts(
+        folder / f"{workdir.name}-output",
+        2,
+        *command,
+        *flags(folder, **CHANGES, train__steps=steps),
+    )
 
 
 def finished(workdir: Path) -> list[int]:
@@ -65,11 +70,11 @@ def logged(workdir: Path) -> int:
     return 0
 
 
-def kill_once(folder: Path, workdir: Path, rng: random.Random) -> Kill:
+def kill_once(folder: Path, workdir: Path, steps: int, rng: random.Random) -> Kill:
     """Starts the run and kills it, at once when a save is seen or after a random time."""
     newest, stale = max(finished(workdir), default=0), set(unfinished(workdir))
     aim_at_save, further = rng.random() < 0.6, rng.randint(0, 2) * EVERY
-    hosts = start(folder, workdir)
+    hosts = start(folder, workdir, steps)
     seen: set[str] = set()
     # It must get on, or the soak would never end: the first new checkpoint is waited for.
     for _ in hosts.waiting(300, "the run made no checkpoint"):
@@ -94,20 +99,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    steps = options.rounds * STEPS_OF_A_ROUND
     rng, began = random.Random(options.seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak_kill") as name:
         folder = Path(name)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        start(folder, folder / "whole").succeed(900)
+        start(folder, folder / "whole", steps).succeed(900)
         kills = []
         for number in range(options.rounds):
-            kills.append(kill_once(folder, folder / "killed", rng))
+            kills.append(kill_once(folder, folder / "killed", steps, rng))
             print(f"round {number + 1}: {kills[-1]}", flush=True)
-            if kills[-1].saved >= STEPS:
-                sys.exit("error: the run ended before the last round: raise STEPS.")
-        start(folder, folder / "killed").succeed(900)
-        left, right = (arrays(folder / run, STEPS) for run in ("whole", "killed"))
+            if kills[-1].saved >= steps:
+                sys.exit("error: the run ended before the last round: raise STEPS_OF_A_ROUND.")
+        start(folder, folder / "killed", steps).succeed(900)
+        left, right = (arrays(folder / run, steps) for run in ("whole", "killed"))
         same = [
             bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, (left, right)), strict=True)
         ]
