@@ -15,7 +15,8 @@ from quantizable_flax.training.estimate import ASSUMPTIONS, Compiled, Estimate
 GIB, MB, GB, TERA = 2**30, 1e6, 1e9, 1e12
 _COLUMNS = (
     "slice", "settings", "mesh", "batch", "arguments GiB", "temporaries GiB", "peak / HBM GiB",
-    "fits", "TFLOP", "HBM GB", "sent MB", "bound ms", "limit", "per second", "MFU", "why not",
+    "fits", "TFLOP", "HBM GB", "sent MB", "bound ms", "limit", "at most / s", "MFU at most",
+    "why not",
 )  # fmt: skip
 
 
@@ -164,7 +165,7 @@ def _roofline(row: Estimate) -> list[tuple[str, str]]:
     return [
         *lines,
         ("bound", f"{row.bound * 1e3:.3f} ms a step, by {row.limit} ({total:.3f} ms one by one)"),
-        ("at the bound", f"{_rate(row)} per second, MFU {row.utilisation:.1%}"),
+        ("at the bound", f"at most {_rate(row)} per second, MFU at most {row.utilisation:.1%}"),
     ]
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -211,31 +212,43 @@ def test_flags_of_another_mode_are_refused():
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_a_recipe_compiled_for_a_tpu(tmp_path):
     files = {kind: tmp_path / f"aot.{kind}" for kind in ("json", "md")}
+    recipe = flags(tmp_path, model__dtype="bfloat16", model__hidden_size=128, train__batch_size=32)
     done = train_py(
-        *flags(tmp_path, model__dtype="bfloat16", model__hidden_size=128, train__batch_size=32),
+        *recipe,
         "--aot=v5e:2x2",
-        "--aot_vary=train.batch_size=32,6,4194304",
-        "--aot_vary=mesh=data=-1|data=1,fsdp=2,tensor=2",
+        "--aot_vary=train.batch_size=32,6",
+        "--aot_vary=model.vocab_size=160,200000000",
         f"--aot_json={files['json']}",
         f"--aot_markdown={files['md']}",
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("compiling") == 6
+    assert done.stderr.count("compiling") == 4
+    assert "multiple of" in done.stdout
+    assert "| v5e:2x2 |" in files["md"].read_text()
     written = json.loads(files["json"].read_text())
     assert set(written["versions"]) == {"jax", "jaxlib", "libtpu"}
-    data, mixed, odd, split, *large = written["candidates"]
-    assert "multiple of" in odd["reason"]
-    assert split["mesh"]["tensor"] == 2
-    assert all("does not fit" in row["reason"] for row in large)
-    for row in (data, mixed):
-        assert row["fits"]
-        assert row["compiled"]["flops"] == pytest.approx(row["model_flops"], rel=0.1)
+    data, large, *odd = written["candidates"]
+    assert all("multiple of" in row["reason"] for row in odd)
+    assert re.fullmatch(r"does not fit: needs [\d.]+G of the 15.75G of HBM", large["reason"])
+    check_fitting(data)
     assert set(data["compiled"]["wire_bytes"]) == {"all-reduce"}
+
+    mixed_json = tmp_path / "mixed.json"
+    mesh = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    done = train_py(*recipe, *mesh, "--aot=v5e:2x2", f"--aot_json={mixed_json}")
+    assert done.returncode == 0, done.stderr
+    assert "GiB HBM" in done.stdout
+    (mixed,) = json.loads(mixed_json.read_text())["candidates"]
+    check_fitting(mixed)
     # What tensor and fsdp split is sent in parts and gathered.
     assert len(mixed["compiled"]["wire_bytes"]) > 1
     assert mixed["compiled"]["arguments"] < data["compiled"]["arguments"]
-    assert "| v5e:2x2 |" in files["md"].read_text()
-    assert "multiple of" in done.stdout
+
+
+def check_fitting(row: dict) -> None:
+    assert row["fits"]
+    assert row["compiled"]["flops"] == pytest.approx(row["model_flops"], rel=0.1)
+    assert row["bound_seconds"] == max(row["seconds"].values())
 
 
 @pytest.mark.slow
