@@ -1,11 +1,13 @@
 """Kills a run of two hosts at random moments, again and again: `make soak-kill`.
 
-Each round starts the run, lets it go on for a random time and kills both processes (kill -9), half
-of the time while a checkpoint is being written. In the end the run is let through, and everything
+Each round starts the run, lets it go on for a random time and kills both processes (kill -9), more
+often than not aimed at a checkpoint that is being written. In the end the run is let through, and
+everything
 that its last checkpoint holds must be, bit by bit, what an uninterrupted run holds.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -54,8 +56,13 @@ def finished(workdir: Path) -> list[int]:
     return [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
 
 
-def unfinished(workdir: Path) -> list[Path]:
-    return list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+def unfinished(workdir: Path) -> set[tuple[str, int]]:
+    """Saves in flight, or left so: name and inode, for a step may be begun again."""
+    found = set()
+    for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
+        with contextlib.suppress(FileNotFoundError):  # it was finished just now
+            found.add((path.name, path.stat().st_ino))
+    return found
 
 
 def logged(workdir: Path) -> int:
@@ -72,25 +79,25 @@ def logged(workdir: Path) -> int:
 
 def kill_once(folder: Path, workdir: Path, steps: int, rng: random.Random) -> Kill:
     """Starts the run and kills it, at once when a save is seen or after a random time."""
-    newest, stale = max(finished(workdir), default=0), set(unfinished(workdir))
+    newest, stale = max(finished(workdir), default=0), unfinished(workdir)
     aim_at_save, further = rng.random() < 0.6, rng.randint(0, 2) * EVERY
     hosts = start(folder, workdir, steps)
-    seen: set[str] = set()
+    seen = set(stale)
     # It must get on, or the soak would never end: the first new checkpoint is waited for.
     for _ in hosts.waiting(300, "the run made no checkpoint"):
         passed = max(finished(workdir), default=0) > newest + further
-        begun = {path.name for path in unfinished(workdir) if path not in stale} - seen
+        begun = unfinished(workdir) - seen
         if passed and (begun or not aim_at_save):
             break
         if not passed:
             seen |= begun
-    time.sleep(rng.uniform(0, 0.1 if aim_at_save else 0.5))
-    in_save = any(path not in stale for path in unfinished(workdir))
+    time.sleep(rng.uniform(0, 0.03 if aim_at_save else 0.5))
     order = rng.sample(hosts.processes, 2)
     for process in order:
         process.kill()
         time.sleep(rng.choice([0, 0, 0.01, 0.05]))
     hosts.kill()
+    in_save = bool(unfinished(workdir) - stale)  # begun by this round, and never finished
     return Kill(logged(workdir), max(finished(workdir), default=0), in_save)
 
 
