@@ -2,8 +2,7 @@
 
 Each round starts the run, lets it go on for a random time and kills both processes (kill -9), more
 often than not aimed at a checkpoint that is being written. In the end the run is let through, and
-everything
-that its last checkpoint holds must be, bit by bit, what an uninterrupted run holds.
+everything that its last checkpoint holds must be, bit by bit, what an uninterrupted run holds.
 """
 
 import argparse
