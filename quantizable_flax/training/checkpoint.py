@@ -7,8 +7,7 @@ quantization-aware training with running ranges also `ranges`: Orbax alone can r
 
 import contextlib
 from collections.abc import Callable, Iterator
-from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,49 +17,15 @@ from etils import epath
 from quantizable_flax.errors import UserError
 from quantizable_flax.quantization.ranges import Range
 from quantizable_flax.training import distributed
+from quantizable_flax.training.notes import FOLDER as FOLDER
+from quantizable_flax.training.notes import Notes as Notes
+from quantizable_flax.training.notes import absolute as absolute
+from quantizable_flax.training.notes import library_versions as library_versions
+from quantizable_flax.training.notes import split_step as split_step
 from quantizable_flax.training.step import TrainState
 
-FOLDER = "checkpoints"
 JSON_ITEMS = ("data", "config", "assets", "info")
 Place = Callable[[Any], Any]
-VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "aqtp", "grain", "tokenizers")
-
-
-class Notes(NamedTuple):
-    """The JSON items of a checkpoint.
-
-    Attributes:
-      data: position of the data iterator.
-      config: the configuration as nested dicts.
-      assets: what the data side needs again, see `data.task.Task.assets`.
-      info: `step`, `train_seconds`, `versions`.
-    """
-
-    data: dict[str, Any]
-    config: dict[str, Any]
-    assets: dict[str, Any]
-    info: dict[str, Any]
-
-
-def absolute(path: str) -> epath.Path:
-    """Returns a local path made absolute, as Orbax needs it, or a bucket's (gs://...) as it is.
-
-    Raises:
-      UserError: a bucket, and the package that reaches it is not installed.
-    """
-    try:
-        epath.Path(path).exists()
-    except (ImportError, KeyError) as error:
-        raise UserError(
-            f"{path} cannot be reached ({error}): install gcsfs and google-cloud-storage for "
-            "gs://, and write a local path without a scheme."
-        ) from error
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that a checkpoint depends on."""
-    return {name: metadata.version(name) for name in VERSIONED}
 
 
 class _Manager(ocp.CheckpointManager):
@@ -174,13 +139,6 @@ def _items(params: Any, notes: Notes) -> dict[str, Any]:
         "params": ocp.args.StandardSave(params),
         **{name: ocp.args.JsonSave(getattr(notes, name)) for name in JSON_ITEMS},
     }
-
-
-def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
-    """Returns (workdir, step) of the folder of one step, or (path, None) for a workdir."""
-    if path.name.isdigit() and path.parent.name == FOLDER:
-        return path.parent.parent, int(path.name)
-    return path, None
 
 
 def saved_steps(workdir: epath.Path) -> list[int]:
