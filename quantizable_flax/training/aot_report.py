@@ -143,6 +143,7 @@ def _work(row: Estimate, compiled: Compiled) -> list[tuple[str, str]]:
     ]
     for kind, size in compiled.wire_bytes.items():
         lines.append((kind, f"{size / MB:.4g} MB sent"))
+    lines += [("largest", words) for words in compiled.largest]
     if not compiled.wire_bytes:
         lines.append(("collectives", "none"))
     if compiled.unknown_loops:

@@ -51,6 +51,18 @@ class Collective(NamedTuple):
             return float(size * self.times)
         return (2 if self.kind == "all-reduce" else 1) * (n - 1) / n * size * self.times
 
+    @property
+    def in_words(self) -> str:
+        """Bytes, the largest array, the group, and the end of `op_name`."""
+        array = max(self.shapes, key=lambda shape: shape.bytes)
+        more = f" and {len(self.shapes) - 1} more" if len(self.shapes) > 1 else ""
+        dims = ",".join(map(str, array.dims))
+        place = "/".join(self.op_name.split("/")[-3:])
+        return (
+            f"{self.wire_bytes / 1e6:.4g} MB {self.kind} of {array.dtype}[{dims}]{more} among "
+            f"{self.group}, {self.times} times {place}"
+        ).rstrip()
+
 
 def collectives_of(program: Program, devices: int) -> list[Collective]:
     """Returns the collectives of a program, each once, those among single devices left out.

@@ -21,6 +21,8 @@ ASSUMPTIONS = (
     "any overlap takes their sum. A real step takes longer than the bound.",
 )
 
+LARGEST = 5
+
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
@@ -33,6 +35,7 @@ class Compiled:
       reported_flops: by XLA's cost analysis, elementwise work too, loops for one pass.
       hbm_bytes: read and written, an estimate.
       wire_bytes: sent, by kind of collective.
+      largest: the collectives that send the most, each in a few words.
       unknown_loops: loops counted for one pass because their number is not known.
       seconds: that the compilation took.
     """
@@ -46,6 +49,7 @@ class Compiled:
     reported_flops: float
     hbm_bytes: float
     wire_bytes: dict[str, float]
+    largest: tuple[str, ...]
     unknown_loops: int
     seconds: float
 
@@ -60,6 +64,8 @@ def measure(compiled: jax.stages.Compiled, devices: int, seconds: float) -> Comp
     memory: Any = compiled.memory_analysis()
     program = hlo.parse(compiled.as_text() or "")
     costs: Any = compiled.cost_analysis()
+    sent = collectives.collectives_of(program, devices)
+    largest = sorted(sent, key=lambda one: -one.wire_bytes)[:LARGEST]
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
@@ -69,7 +75,8 @@ def measure(compiled: jax.stages.Compiled, devices: int, seconds: float) -> Comp
         flops=hlo_cost.matrix_flops(program),
         reported_flops=costs.get("flops", 0.0),
         hbm_bytes=hlo_cost.hbm_bytes(program),
-        wire_bytes=collectives.by_kind(collectives.collectives_of(program, devices)),
+        wire_bytes=collectives.by_kind(sent),
+        largest=tuple(one.in_words for one in largest),
         unknown_loops=program.unknown_loops,
         seconds=seconds,
     )

@@ -156,7 +156,8 @@ def rows() -> list[Estimate]:
     compiled = Compiled(
         arguments=2 * 2**30, outputs=2 * 2**30, aliased=2 * 2**30, temporaries=3 * 2**30,
         code=2**29, flops=1.97e12, reported_flops=2e12, hbm_bytes=8.19e9,
-        wire_bytes={"all-reduce": 1e9, "all-gather": 1e9}, unknown_loops=0, seconds=1.0,
+        wire_bytes={"all-reduce": 1e9, "all-gather": 1e9},
+        largest=("1000 MB all-reduce of f32[9]",), unknown_loops=0, seconds=1.0,
     )  # fmt: skip
     known = {"chip": chip, "devices": 4, "mesh": {"data": 2, "fsdp": 2}, "batch_size": 64}
     known |= {"tokens": 128, "model_flops": 9.85e11}
@@ -189,6 +190,7 @@ def test_table_and_report_of_the_same_figures():
     text = aot_report.report(row)
     assert "6.000 of 16 GiB HBM (38%)" in text
     assert "1000 MB sent" in text
+    assert "1000 MB all-reduce of f32[9]" in text
     assert "10.000 ms a step" in text
     assert "no: does not fit" in aot_report.report(large)
 

@@ -21,6 +21,9 @@ def test_a_loop_counts_every_pass():
     (gather,) = collectives.collectives_of(program, 8)
     assert (gather.kind, gather.group, gather.times) == ("all-gather", 4, 8)
     assert gather.op_name == "jit(f)/gather"
+    assert gather.in_words == (
+        "12.58 MB all-gather of bf16[1,1024,1024] among 4, 8 times jit(f)/gather"
+    )
     assert gather.wire_bytes == 8 * 3 / 4 * 1024 * 1024 * 2
     assert hlo_cost.matrix_flops(program) == 8 * 2 * 512 * 1024 * 1024
     # Of the weights a slice is read in every pass; all else lies in VMEM.
