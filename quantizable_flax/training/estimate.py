@@ -18,7 +18,8 @@ ASSUMPTIONS = (
     "Interconnect: bytes that a device sends by the ring algorithms, over all links of a chip at "
     "once.",
     "The bound is the largest of the three times, as if they overlapped fully; a step without "
-    "any overlap takes their sum. A real step takes longer than the bound.",
+    "any overlap takes their sum. A real step takes longer, as far as the HBM traffic is estimated "
+    "well.",
 )
 
 LARGEST = 5
