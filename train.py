@@ -8,8 +8,9 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from quantizable_flax import cli
+from quantizable_flax.aot import compile as aot
 from quantizable_flax.errors import UserError
-from quantizable_flax.training import aot, distributed
+from quantizable_flax.training import distributed
 from quantizable_flax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file(

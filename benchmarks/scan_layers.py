@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from quantizable_flax.aot.topology import devices_of, prepare
 from quantizable_flax.config import default_config
 from quantizable_flax.models.layers import REMAT
 from quantizable_flax.models.opt import OptLayer
 from quantizable_flax.models.registry import build_model
-from quantizable_flax.training.topology import devices_of, prepare
 
 
 def make_programs(options: argparse.Namespace) -> dict:

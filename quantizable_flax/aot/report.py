@@ -8,9 +8,9 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from quantizable_flax.aot.estimate import ASSUMPTIONS, Compiled, Estimate
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.registry import attention_label
-from quantizable_flax.training.estimate import ASSUMPTIONS, Compiled, Estimate
 
 GIB, MB, GB, TERA = 2**30, 1e6, 1e9, 1e12
 _COLUMNS = (

@@ -12,13 +12,15 @@ import jax
 import numpy as np
 import pytest
 
+from quantizable_flax.aot import compile as aot
+from quantizable_flax.aot import report, topology
+from quantizable_flax.aot.candidates import candidates
+from quantizable_flax.aot.estimate import Compiled, Estimate, measure
 from quantizable_flax.config import default_config
 from quantizable_flax.data import batch_specs, make_task, train_iterator
 from quantizable_flax.errors import UserError
-from quantizable_flax.training import aot, aot_report, qat, topology
-from quantizable_flax.training.candidates import candidates
+from quantizable_flax.training import qat
 from quantizable_flax.training.chips import chip_of
-from quantizable_flax.training.estimate import Compiled, Estimate, measure
 from quantizable_flax.training.flops import step_flops
 from quantizable_flax.training.optimizer import make_optimizer
 from quantizable_flax.training.sharding import make_mesh, put_batch
@@ -180,19 +182,19 @@ def test_the_bound_is_the_slowest_part():
 
 def test_table_and_report_of_the_same_figures():
     row, large = rows()
-    head, line, first, second = aot_report.table([row, large]).splitlines()
+    head, line, first, second = report.table([row, large]).splitlines()
     assert len({text.count("|") for text in (head, line, first, second)}) == 1
     assert "6 / 16" in first
     assert "yes" in first
     assert "0.819M tokens" in first
     assert "does not fit: a / b" in second
-    assert "why not" not in aot_report.table([row])
-    text = aot_report.report(row)
+    assert "why not" not in report.table([row])
+    text = report.report(row)
     assert "6.000 of 16 GiB HBM (38%)" in text
     assert "1000 MB sent" in text
     assert "1000 MB all-reduce of f32[9]" in text
     assert "10.000 ms a step" in text
-    assert "no: does not fit" in aot_report.report(large)
+    assert "no: does not fit" in report.report(large)
 
 
 def train_py(*arguments: str, **variables: str) -> subprocess.CompletedProcess:

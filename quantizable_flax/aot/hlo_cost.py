@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from quantizable_flax.training.hlo import Computation, Instruction, Program, Shape
+from quantizable_flax.aot.hlo import Computation, Instruction, Program, Shape
 
 _SLICES = ("dynamic-slice", "slice", "gather")
 # Nothing moves, or what moves is counted elsewhere: inside a loop, or where a copy starts.

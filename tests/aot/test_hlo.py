@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from quantizable_flax.training import collectives, hlo, hlo_cost
-from tests.training.hlo_texts import DEVICES, FUSED, LOOP, ROWS, SIZE
+from quantizable_flax.aot import collectives, hlo, hlo_cost
+from tests.aot.hlo_texts import DEVICES, FUSED, LOOP, ROWS, SIZE
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +96,7 @@ def test_real_programs_send_what_the_formulas_say():
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.hlo_texts"],
+        [sys.executable, "-m", "tests.aot.hlo_texts"],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -16,7 +16,7 @@ import math
 import re
 from typing import NamedTuple
 
-from quantizable_flax.training.hlo import Computation, Instruction, Program, Shape
+from quantizable_flax.aot.hlo import Computation, Instruction, Program, Shape
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _OPCODES = {

@@ -15,18 +15,19 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from quantizable_flax.aot import report
+from quantizable_flax.aot.candidates import Candidate, candidates
+from quantizable_flax.aot.estimate import Estimate, measure
+from quantizable_flax.aot.topology import chip_of_topology, devices_of, prepare
 from quantizable_flax.config import check_positive
 from quantizable_flax.data.specs import batch_specs
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.registry import check_length
-from quantizable_flax.training import aot_report, qat
-from quantizable_flax.training.candidates import Candidate, candidates
-from quantizable_flax.training.estimate import Estimate, measure
+from quantizable_flax.training import qat
 from quantizable_flax.training.flops import step_flops
 from quantizable_flax.training.optimizer import make_optimizer
 from quantizable_flax.training.sharding import batch_sharding, batch_shards, check_sizes, make_mesh
 from quantizable_flax.training.step import abstract_state, make_train_step
-from quantizable_flax.training.topology import chip_of_topology, devices_of, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,8 @@ def run(
         took = f"compiled in {row.compiled.seconds:.0f} s" if row.compiled else row.reason
         logger.info("%s: %s", candidate.label, took)
         rows.append(row)
-        aot_report.save(config, rows, json=json, markdown=markdown)
-    print(aot_report.text_of(config, rows), flush=True)
+        report.save(config, rows, json=json, markdown=markdown)
+    print(report.text_of(config, rows), flush=True)
     return rows
 
 

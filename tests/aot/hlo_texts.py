@@ -116,7 +116,7 @@ SIZE = ROWS * COLUMNS * 4
 
 def on_8_devices() -> dict[str, dict]:
     """By name: what the accounting finds in programs of a 4 x 2 mesh; in a process of its own."""
-    from quantizable_flax.training import collectives, hlo, hlo_cost
+    from quantizable_flax.aot import collectives, hlo, hlo_cost
 
     mesh = jax.make_mesh((DEVICES, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     rows, whole, columns = PartitionSpec("x"), PartitionSpec(), PartitionSpec(None, "x")

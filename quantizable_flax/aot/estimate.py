@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from quantizable_flax.training import collectives, hlo, hlo_cost
+from quantizable_flax.aot import collectives, hlo, hlo_cost
 from quantizable_flax.training.chips import Chip
 
 ASSUMPTIONS = (
