@@ -138,8 +138,9 @@ class Embed(nn.Module):
         stored = self.weight.stored()
         if stored is not None:
             return stored[ids]
-        # A table that is still a numpy array cannot be indexed by a traced one.
-        rows = self.weight(jnp.asarray(self.embedding), rows=ids)
+        # A table that is still a numpy array cannot be indexed by a traced one. Its width is whole,
+        # for rows that are split so could not be handed to the devices that need them.
+        rows = self.weight(constrain(jnp.asarray(self.embedding), self.axes[0], None), rows=ids)
         if self.frozen_id is None:
             return rows
         frozen = (ids == self.frozen_id)[..., None]
