@@ -26,9 +26,16 @@ def _read_quietly(read: Callable[[int], T], step: int) -> T:
         if str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
+    def retrieved(record: logging.LogRecord) -> bool:
+        return "exception was never retrieved" not in record.getMessage()
+
+    tasks = logging.getLogger("asyncio")
     sys.unraisablehook = hook
+    tasks.addFilter(retrieved)
     result = read(step)
-    sys.unraisablehook = previous  # not after a failure: the other reads end later
+    # Not after a failure: the other reads end later.
+    sys.unraisablehook = previous
+    tasks.removeFilter(retrieved)
     return result
 
 

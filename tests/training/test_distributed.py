@@ -16,6 +16,8 @@ from quantizable_flax.training.sharding import AXES, batch_share
 def mesh(shape: tuple[int, ...], hosts: list[int]):
     """A mesh of devices of which only the host is known, in their order."""
     devices = np.array([SimpleNamespace(process_index=host) for host in hosts], dtype=object)
+    data, fsdp, tensor = shape
+    shape = (data, fsdp, 1, tensor)  # a sequence axis splits no batch
     sizes = dict(zip(AXES, shape, strict=True))
     return SimpleNamespace(axis_names=AXES, shape=sizes, devices=devices.reshape(shape))
 

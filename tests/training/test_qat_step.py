@@ -21,7 +21,7 @@ from quantizable_flax.training.sharding import make_mesh, put_batch
 from quantizable_flax.training.step import init_state, make_train_step
 from tests.tiny import tiny_config
 from tests.training.test_qat import MODES
-from tests.training.test_step import NO_DROPOUT, ROOT, random_batch
+from tests.training.test_step import NO_DROPOUT, random_batch
 
 
 def bert_state(tmp_path, mode: str, devices=None, **changes):
@@ -80,7 +80,7 @@ def test_two_devices_train_as_one(tmp_path):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
-        cwd=Path(ROOT),
+        cwd=Path(__file__).parents[2],
         env={**os.environ, **flags},
         capture_output=True,
         text=True,
