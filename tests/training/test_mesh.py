@@ -18,7 +18,7 @@ from quantizable_flax.models.registry import build_model
 from quantizable_flax.sharding import AXES, constrain, on_mesh
 from quantizable_flax.training.sharding import check_batch, check_sizes, make_mesh
 from tests.tiny import tiny_config
-from tests.training.mesh_case import CHUNK, MESHES, VOCAB
+from tests.training.mesh_case import CHUNK, VOCAB
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +41,8 @@ def on_eight_devices(*arguments: str) -> dict:
 def test_any_mesh_trains_as_one_device(tmp_path, family):
     curves = on_eight_devices("curves", str(tmp_path), family)
     assert curves["one"][-1] < curves["one"][0]
-    for name in MESHES:
+    assert curves.keys() >= {"data", "fsdp", "tensor", "mixed"}
+    for name in curves:
         # Sums over devices are taken in another order, nothing else may differ.
         np.testing.assert_allclose(curves[name], curves["one"], rtol=1e-5, err_msg=name)
 
