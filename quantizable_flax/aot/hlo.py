@@ -169,7 +169,7 @@ def _called(attributes: str) -> list[str]:
 def _passes(
     loop: Instruction, around: Computation, computations: dict[str, Computation]
 ) -> int | None:
-    """Passes of a loop: as annotated, or `i < N` of its condition with steps of one."""
+    """Passes of a loop: as annotated, or by `i < N` of its condition and `i + step` of its body."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
     if known is not None:
         return int(known[1])
@@ -189,7 +189,23 @@ def _passes(
     if carried is not None and carried.opcode == "tuple":
         first = around.instructions.get(carried.operands[int(index[1])])
         start = None if first is None else _constant(first, around)
-    return max(end - (start or 0), 0)
+    step = _step(loop, int(index[1]), computations)
+    return None if not step else max(-(-(end - (start or 0)) // step), 0)
+
+
+def _step(loop: Instruction, index: int, computations: dict[str, Computation]) -> int | None:
+    """What a pass adds to the counter: TPU loops that multiply and send in turns add two."""
+    named = re.search(r"body=%?([\w.\-]+)", loop.attributes)
+    body = computations.get(named[1]) if named else None
+    if body is None or body.root.opcode != "tuple":
+        return None
+    following = body.instructions[body.root.operands[index]]
+    while following.opcode == "copy":
+        following = body.instructions[following.operands[0]]
+    if following.opcode != "add":
+        return None
+    terms = (_constant(body.instructions[name], body) for name in following.operands)
+    return next((term for term in terms if term is not None), None)
 
 
 def _constant(instruction: Instruction, around: Computation) -> int | None:

@@ -32,8 +32,11 @@ all-gather-start(%fusion.1), channel_id=4, replica_groups=mesh['axis_0'=2,'axis_
   %all-gather-done.1 = bf16[1,1024,1024]{2,1,0:S(1)} all-gather-done(%all-gather-start.1)
   %bitcast.1 = bf16[1024,1024]{1,0:S(1)} bitcast(%all-gather-done.1)
   %convolution.5 = bf16[512,1024]{1,0:S(1)} convolution(%x, %bitcast.1), dim_labels=bf_io->bf
+  %step = s32[]{:T(128)S(1)} constant(1)
+  %next = s32[]{:T(128)S(1)} add(%i, %step)
+  %copy.8 = s32[]{:T(128)S(1)} copy(%next)
   ROOT %tuple.14 = (s32[]{:T(128)}, bf16[512,1024]{1,0:S(1)}, bf16[8,1024,256]{2,1,0}) \
-tuple(%i, %convolution.5, %w)
+tuple(%copy.8, %convolution.5, %w)
 }
 
 %condition (state.1: (s32[], bf16[512,1024], bf16[8,1024,256])) -> pred[] {

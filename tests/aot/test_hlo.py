@@ -37,6 +37,13 @@ def test_annotated_and_unknown_loops():
     assert hlo.parse(known).times["body"] == 3
     unknown = hlo.parse(LOOP.replace("direction=LT", "direction=NE"))
     assert (unknown.times["body"], unknown.unknown_loops) == (1, 1)
+    for step, passes in ((2, 4), (3, 3)):  # TPU loops that multiply and send in turns add two
+        text = LOOP.replace(
+            "%step = s32[]{:T(128)S(1)} constant(1)", f"%step = s32[] constant({step})"
+        )
+        assert hlo.parse(text).times["body"] == passes
+    doubled = hlo.parse(LOOP.replace("add(%i, %step)", "multiply(%i, %step)"))
+    assert (doubled.times["body"], doubled.unknown_loops) == (1, 1)
     assert (
         hlo.parse(LOOP.replace("constant(0)\n  %copy", "constant(6)\n  %copy")).times["body"] == 2
     )
