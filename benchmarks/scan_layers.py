@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from benchmarks.step_cost import configure
 from quantizable_flax.aot.topology import devices_of, prepare
-from quantizable_flax.config import default_config
 from quantizable_flax.models.layers import REMAT
 from quantizable_flax.models.opt import OptLayer
 from quantizable_flax.models.registry import build_model
@@ -26,15 +26,8 @@ from quantizable_flax.models.registry import build_model
 
 def make_programs(options: argparse.Namespace) -> dict:
     """Name -> (jitted gradient, function that makes its parameters of those of the layers)."""
-    config = default_config("opt")
-    config.model.update(
-        hidden_size=options.hidden,
-        num_layers=options.layers,
-        num_heads=options.hidden // 64,
-        intermediate_size=4 * options.hidden,
-        hidden_dropout=0.0,
-        dtype=options.dtype,
-    )
+    config = configure(argparse.Namespace(**vars(options), family="opt"), {})
+    config.model.dtype = options.dtype
     layer = OptLayer(build_model(config).config)
     mask = jnp.tril(jnp.ones((options.seq_len, options.seq_len), bool))[None, None]
 

@@ -22,11 +22,10 @@ from quantizable_flax.aot.topology import chip_of_topology, devices_of, prepare
 from quantizable_flax.config import check_positive
 from quantizable_flax.data.specs import batch_specs
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.registry import check_length
 from quantizable_flax.training import qat
 from quantizable_flax.training.flops import step_flops
-from quantizable_flax.training.optimizer import make_optimizer
-from quantizable_flax.training.sharding import batch_sharding, batch_shards, check_sizes, make_mesh
+from quantizable_flax.training.setup import set_up
+from quantizable_flax.training.sharding import batch_sharding, batch_shards
 from quantizable_flax.training.step import abstract_state, make_train_step
 
 logger = logging.getLogger(__name__)
@@ -118,10 +117,7 @@ def lower(
       UserError: as `train`.
     """
     check_positive(config)
-    mesh = make_mesh(config.mesh, list(devices))
-    model, optimizer = qat.model_to_train(config), make_optimizer(config, config.train.steps)
-    check_length(config)
-    check_sizes(config, model, mesh)
+    mesh, model, optimizer = set_up(config, devices)
     learned = qat.learns_ranges(config)
     state = abstract_state(model, optimizer, model.example_batch(), mesh, learned_ranges=learned)
     step: Any = make_train_step(model, optimizer, config, mesh, state)

@@ -8,13 +8,12 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.config import check_positive
 from quantizable_flax.data import Task, make_task, train_iterator
-from quantizable_flax.models.registry import check_length
 from quantizable_flax.training import checkpoint, distributed, initial, qat, resume
 from quantizable_flax.training.feed import Feed
-from quantizable_flax.training.optimizer import make_optimizer
 from quantizable_flax.training.profiling import parse_steps
 from quantizable_flax.training.run import Run
-from quantizable_flax.training.sharding import batch_share, check_sizes, make_mesh
+from quantizable_flax.training.setup import set_up
+from quantizable_flax.training.sharding import batch_share
 from quantizable_flax.training.step import TrainState, init_state, make_train_step
 from quantizable_flax.training.stopping import StopSignal
 from quantizable_flax.training.workdir import check_writable
@@ -36,10 +35,7 @@ def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> Tr
     check_positive(config)
     check_writable(path)
     traced = parse_steps(profile, config.train.steps)
-    mesh = make_mesh(config.mesh)
-    model, optimizer = qat.model_to_train(config), make_optimizer(config, config.train.steps)
-    check_length(config)
-    check_sizes(config, model, mesh)
+    mesh, model, optimizer = set_up(config)
     state = init_state(
         model,
         optimizer,

@@ -1,0 +1,36 @@
+"""What a run is made of before it has arrays: the same for training and for compiling ahead."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from quantizable_flax.models.registry import check_length
+from quantizable_flax.training import qat
+from quantizable_flax.training.optimizer import make_optimizer
+from quantizable_flax.training.sharding import check_sizes, make_mesh
+
+
+class Setup(NamedTuple):
+    """The parts that a configuration names."""
+
+    mesh: Mesh
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+
+
+def set_up(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Setup:
+    """Returns mesh, model and optimizer of a run, checked against each other.
+
+    Raises:
+      UserError: a configuration that cannot work on these devices, by default all there are.
+    """
+    mesh = make_mesh(config.mesh, None if devices is None else list(devices))
+    model, optimizer = qat.model_to_train(config), make_optimizer(config, config.train.steps)
+    check_length(config)
+    check_sizes(config, model, mesh)
+    return Setup(mesh, model, optimizer)
