@@ -13,6 +13,7 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.models.registry import attention_label
 
 GIB, MB, GB, TERA = 2**30, 1e6, 1e9, 1e12
+_NOTES = "\n".join(f"- {line}" for line in ASSUMPTIONS)
 _COLUMNS = (
     "slice", "settings", "mesh", "batch", "arguments GiB", "temporaries GiB", "peak / HBM GiB",
     "fits", "TFLOP", "HBM GB", "sent MB", "bound ms", "limit", "at most / s", "MFU at most",
@@ -22,8 +23,7 @@ _COLUMNS = (
 
 def text_of(config: ConfigDict, rows: list[Estimate]) -> str:
     """Returns what the command prints: a report of one candidate or a table of several."""
-    notes = "\n".join(f"- {line}" for line in ASSUMPTIONS)
-    return f"{_title(config)}: {_versions_text()}\n\n{_figures(rows)}\n\n{notes}"
+    return f"{_title(config)}: {_versions_text()}\n\n{_figures(rows)}\n\n{_NOTES}"
 
 
 def save(config: ConfigDict, rows: list[Estimate], *, json: str | None, markdown: str | None):
@@ -43,8 +43,7 @@ def save(config: ConfigDict, rows: list[Estimate], *, json: str | None, markdown
         _write(json, json_lib.dumps(content, indent=2) + "\n")
     if markdown:
         shown = f"```\n{_figures(rows)}\n```" if len(rows) == 1 else _figures(rows)
-        notes = "\n".join(f"- {line}" for line in ASSUMPTIONS)
-        _write(markdown, f"## {_title(config)}\n\n{_versions_text()}\n\n{shown}\n\n{notes}\n")
+        _write(markdown, f"## {_title(config)}\n\n{_versions_text()}\n\n{shown}\n\n{_NOTES}\n")
 
 
 def _title(config: ConfigDict) -> str:
