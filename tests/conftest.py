@@ -1,4 +1,4 @@
-"""Settings of every test: repeatable property tests, full precision, compilation shared."""
+"""Settings of every test: repeatable property tests, compilation shared."""
 
 import os
 import tempfile
@@ -11,10 +11,6 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 os.environ["XDG_CACHE_HOME"] = _cache.name
 
 import hypothesis  # noqa: E402
-import jax  # noqa: E402
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("repeatable")
-
-# Accelerators round the factors of a float32 product by default; parity is about the formulas.
-jax.config.update("jax_default_matmul_precision", "highest")

@@ -1,7 +1,9 @@
 """The gate on each head's output, `sigmoid(G_h(x))` (arXiv 2306.12929, section 4.2, table 4)."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 from quantizable_flax.errors import UserError, nearest
 from quantizable_flax.quantization.layers import partitioned_param
 from quantizable_flax.quantization.sites import record
+from quantizable_flax.quantization.tensor import precision_of
 
 KINDS = ("linear", "mlp", "all_heads_linear", "unconditional")
 GRANULARITIES = ("token", "head")
@@ -80,15 +83,16 @@ class Gate(nn.Module):
     @nn.compact
     def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
         """Returns the factor on each head's context, [B, T or 1, H, 1]."""
-        x_BxTxD = x_BxTxD.astype(jnp.float32)
-        logits_BxTxH = self._logits(x_BxTxD)
+        # With bfloat16 compute its products are as precise as all others there.
+        einsum = functools.partial(jnp.einsum, precision=precision_of(x_BxTxD))
+        logits_BxTxH = self._logits(x_BxTxD.astype(jnp.float32), einsum)
         if self.config.per == "head":
             logits_BxTxH = jnp.mean(logits_BxTxH, axis=1, keepdims=True)
         gate_BxTxH = nn.sigmoid(logits_BxTxH)
         record(self, "mean", lambda: jnp.mean(gate_BxTxH, axis=1))
         return (self.config.scale * gate_BxTxH)[..., None]
 
-    def _logits(self, x_BxTxD: jax.Array) -> jax.Array:
+    def _logits(self, x_BxTxD: jax.Array, einsum: Callable[..., jax.Array]) -> jax.Array:
         config, heads, width = self.config, self.num_heads, x_BxTxD.shape[-1]
         if config.kind == "unconditional":
             logit = self._param("logit", (heads,), ("heads",), _logit(config.pi_init))
@@ -96,19 +100,19 @@ class Gate(nn.Module):
         bias = self._param("bias", (heads,), ("heads",), _logit(config.pi_init))
         if config.kind == "all_heads_linear":
             kernel = self._param("kernel", (width, heads), ("embed", "heads"))
-            return jnp.einsum("BTD,DH->BTH", x_BxTxD, kernel) + bias
+            return einsum("BTD,DH->BTH", x_BxTxD, kernel) + bias
         size = width // heads
         x_BxTxHxK = x_BxTxD.reshape(*x_BxTxD.shape[:-1], heads, size)
         if config.kind == "linear":
             kernel = self._param("kernel", (heads, size), ("heads", None))
-            return jnp.einsum("BTHK,HK->BTH", x_BxTxHxK, kernel) + bias
+            return einsum("BTHK,HK->BTH", x_BxTxHxK, kernel) + bias
         hidden_kernel = self._param(
             "hidden_kernel", (heads, size, config.hidden), ("heads", None, None)
         )
         hidden_bias = self._param("hidden_bias", (heads, config.hidden), ("heads", None), 0.0)
         kernel = self._param("kernel", (heads, config.hidden), ("heads", None))
-        hidden = nn.relu(jnp.einsum("BTHK,HKN->BTHN", x_BxTxHxK, hidden_kernel) + hidden_bias)
-        return jnp.einsum("BTHN,HN->BTH", hidden, kernel) + bias
+        hidden = nn.relu(einsum("BTHK,HKN->BTHN", x_BxTxHxK, hidden_kernel) + hidden_bias)
+        return einsum("BTHN,HN->BTH", hidden, kernel) + bias
 
     def _param(self, name, shape, axes, constant: float | None = None) -> jax.Array:
         init = (

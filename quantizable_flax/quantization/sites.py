@@ -178,7 +178,7 @@ def on_grid(site: nn.Module, x: jax.Array, grid: Grid, bits: int, spec: QuantSpe
     """x on the grid in the form that the backend wants; x itself where the site is switched off."""
     if spec.holds_int8(bits):
         return quantize_int8(x, grid)
-    rounded = quantize(x, grid)
+    rounded = quantize(x, grid, wide=bits > INT8_BITS)
     if site.has_variable(SWITCHES, "on"):
         return jnp.where(site.get_variable(SWITCHES, "on"), rounded.values(), x)
     return rounded

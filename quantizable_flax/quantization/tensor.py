@@ -1,5 +1,6 @@
 """Quantized tensors and their products: our own interface, behind which AQT does the work."""
 
+import dataclasses
 import string
 from collections.abc import Callable
 from typing import Any, cast
@@ -24,6 +25,7 @@ class Quantized:
       zero_point: int32, the shape of scale; None where it is 0.
       sums: of a weight, int32 sum of its codes over the axis that products contract, or None.
       dtype: of the values.
+      wide: whether there are more codes than bfloat16 tells apart, so that it must not hold them.
     """
 
     codes: jax.Array
@@ -31,6 +33,7 @@ class Quantized:
     zero_point: jax.Array | None = None
     sums: jax.Array | None = None
     dtype: Any = struct.field(pytree_node=False, default=jnp.float32)
+    wide: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,7 +61,7 @@ class Quantized:
 
     def with_codes(self, codes: jax.Array) -> "Quantized":
         """Other codes on the same grid, which must have no axes of its own."""
-        return Quantized(codes, self.scale, self.zero_point, dtype=self.dtype)
+        return dataclasses.replace(self, codes=codes, sums=None)
 
     def moved(self, move: Move, move_grid: Move | None = None) -> "Quantized":
         """Moves the codes by one function, and a grid that has axes by another or the same."""
@@ -66,7 +69,9 @@ class Quantized:
         scale, zero = (
             a if a is None or not jnp.ndim(a) else grid(a) for a in (self.scale, self.zero_point)
         )
-        return Quantized(move(self.codes), cast(jax.Array, scale), zero, dtype=self.dtype)
+        return dataclasses.replace(
+            self, codes=move(self.codes), scale=cast(jax.Array, scale), zero_point=zero, sums=None
+        )
 
     def __getitem__(self, index: Any) -> "Quantized":
         """Picks from the leading axes."""
@@ -100,10 +105,13 @@ def as_rows(x: Tensor) -> Tensor:
     return x.moved(rows) if isinstance(x, Quantized) else rows(x)
 
 
-def quantize(x: jax.Array, grid: Grid) -> Quantized:
-    """Rounds x to the grid, with straight-through gradients; the codes are centred floats."""
+def quantize(x: jax.Array, grid: Grid, *, wide: bool = True) -> Quantized:
+    """Rounds x to the grid, with straight-through gradients; the codes are centred floats.
+
+    `wide` is False for a grid of at most 8 bits, see `Quantized`.
+    """
     codes = aqt_backend.affine_codes(x.astype(jnp.float32) / grid.scale, grid)
-    return Quantized(codes - grid.zero_point, grid.scale, dtype=x.dtype)
+    return Quantized(codes - grid.zero_point, grid.scale, dtype=x.dtype, wide=wide)
 
 
 def quantize_int8(x: jax.Array, grid: Grid) -> Quantized:
@@ -141,12 +149,24 @@ def fake_quantize(x: jax.Array, grid: Grid) -> jax.Array:
     return quantize(x, grid).values()
 
 
+def precision_of(*operands: jax.Array) -> jax.lax.Precision | None:
+    """HIGHEST for a product of float32 operands, the backend's default for narrower ones.
+
+    By default TPUs round the operands of a float32 product to bfloat16, and GPUs to TF32.
+    """
+    exact = jnp.result_type(*operands).itemsize >= 4
+    return jax.lax.Precision.HIGHEST if exact else None
+
+
 def product(equation: str, x: Tensor, y: Tensor, dtype: Any = None) -> jax.Array:
     """The einsum of two tensors, of integers wherever both operands are int8 codes.
 
     `sum s_x (q_x - z_x) s_y (q_y - z_y)` is computed as `s_x s_y` times a sum of integers. In the
     simulation that sum is taken in float32, which holds it exactly up to 2^24; so simulated and
     int8 products agree to the last bit, and no later rounding falls to the other side.
+
+    Floats that are float32, codes of more than 8 bits among them, are multiplied as such on every
+    backend, see `precision_of`.
 
     Args:
       equation: two operands with explicit letters, `...` for any leading axes, and `->`.
@@ -161,17 +181,26 @@ def product(equation: str, x: Tensor, y: Tensor, dtype: Any = None) -> jax.Array
     left, right, out = equation.replace("->", ",").split(",")
     if not (isinstance(x, Quantized) or isinstance(y, Quantized)):
         x, y = (a if dtype is None else a.astype(dtype) for a in (x, y))
-        return jnp.einsum(equation, x, y, preferred_element_type=dtype or jnp.float32)
+        return _einsum(equation, x, y, dtype or jnp.float32)
     if not (_factors(x, left, out) and _factors(y, right, out)):
-        return jnp.einsum(equation, values(x), values(y), preferred_element_type=jnp.float32)
+        return _einsum(equation, values(x), values(y))
     if isinstance(x, Quantized) and isinstance(y, Quantized) and x.is_int8 and y.is_int8:
         total = _integer_product(equation, x, y).astype(jnp.float32)
     else:
-        codes = (a.centred() if isinstance(a, Quantized) else a for a in (x, y))
-        cast = (a if dtype is None else a.astype(dtype) for a in codes)
-        total = jnp.einsum(equation, *cast, preferred_element_type=jnp.float32)
+        total = _einsum(equation, *(_factor(a, dtype) for a in (x, y)))
     scale = _scale(x, left, out) * _scale(y, right, out)
     return rounded(total * scale)
+
+
+def _einsum(equation: str, x: jax.Array, y: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    return jnp.einsum(equation, x, y, precision=precision_of(x, y), preferred_element_type=dtype)
+
+
+def _factor(x: Tensor, dtype: Any) -> jax.Array:
+    """What a product multiplies in floating point: centred codes, or values; of dtype if it may."""
+    wide = isinstance(x, Quantized) and x.wide
+    factor = x.centred() if isinstance(x, Quantized) else x
+    return factor if dtype is None or wide else factor.astype(dtype)
 
 
 def _integer_product(equation: str, x: Quantized, y: Quantized) -> jax.Array:
