@@ -27,7 +27,7 @@ from quantizable_flax.ptq.int8 import count_products, to_int8
 from quantizable_flax.ptq.sensitivity import SiteCost, sensitivity
 from quantizable_flax.ptq.settings import Setting, make_spec, parse_setting
 from quantizable_flax.ptq.smoothquant import smooth
-from quantizable_flax.quantization.calibration import calibrate, make_calibrate_step
+from quantizable_flax.quantization.calibration import calibrate
 from quantizable_flax.quantization.learned import without_grids
 from quantizable_flax.training.sharding import batch_share, make_mesh, put_batch, put_whole
 
@@ -68,7 +68,6 @@ class Evaluator:
             workers=config.data.workers,
             share=batch_share(self._mesh) if self._mesh else WHOLE,
         )
-        self._calibrate_steps: dict[nn.Module, Callable] = {}
         self._eval_steps: dict[nn.Module, Callable] = {}
 
     @functools.cached_property
@@ -111,10 +110,7 @@ class Evaluator:
         batches = self._calibration_batches(seed)
         if not self._needs_data(setting):
             batches = itertools.islice(batches, 1)  # the weights alone have ranges
-        if model not in self._calibrate_steps:
-            self._calibrate_steps[model] = make_calibrate_step(model)
-        ranges = calibrate(model, params, batches, step=self._calibrate_steps[model])
-        return model, params, ranges
+        return model, params, calibrate(model, params, batches)
 
     def int8(self, setting: Setting) -> tuple[nn.Module, Any]:
         """Returns (model, params) that run on integers, of calibration seed 0."""

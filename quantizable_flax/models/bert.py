@@ -57,13 +57,11 @@ class BertEmbeddings(nn.Module):
         self, input_ids_BxT: jax.Array, token_type_ids_BxT: jax.Array | None, *, train: bool
     ) -> Tensor:
         """Returns [B, T, D]."""
-        if token_type_ids_BxT is None:
-            token_type_ids_BxT = jnp.zeros_like(input_ids_BxT)
-        x = self.word_type_sum(self.word(input_ids_BxT) + self.token_type(token_type_ids_BxT))
         length = input_ids_BxT.shape[1]
         check_positions(length, self.config.max_position_embeddings)
-        positions_T = jnp.arange(length)
-        x = self.position_sum(values(x) + self.position(positions_T)[None])
+        types: jax.Array | slice = slice(1) if token_type_ids_BxT is None else token_type_ids_BxT
+        x = self.word_type_sum(self.word(input_ids_BxT) + self.token_type(types))
+        x = self.position_sum(values(x) + self.position(slice(length)))
         return self.dropout(self.layer_norm(x), deterministic=not train)
 
 

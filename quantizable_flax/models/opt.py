@@ -71,11 +71,17 @@ class OptEmbeddings(nn.Module):
             self.project_in = c.dense(c.hidden_size, (None, "embed"), use_bias=False)
         self.sum = Site(c.quant)
 
-    def __call__(self, input_ids_BxT: jax.Array, positions_BxT: jax.Array) -> Tensor:
-        """Returns [B, T, D]; positions count from 0, -1 is padding."""
+    def __call__(self, input_ids_BxT: jax.Array, positions_BxT: jax.Array | None) -> Tensor:
+        """Returns [B, T, D]; positions count from 0, -1 is padding, None is 0, 1, ... in order."""
         word, projects = self.word, self.config.projects
         x = values(self.project_in(word.rows(input_ids_BxT))) if projects else word(input_ids_BxT)
-        return self.sum(x + self.position(positions_BxT + POSITION_OFFSET))
+        if positions_BxT is None:
+            rows: jax.Array | slice = slice(
+                POSITION_OFFSET, POSITION_OFFSET + input_ids_BxT.shape[1]
+            )
+        else:
+            rows = positions_BxT + POSITION_OFFSET
+        return self.sum(x + self.position(rows))
 
 
 class OptLayer(nn.Module):
@@ -136,9 +142,8 @@ class OptForCausalLM(nn.Module):
     ) -> Tensor:
         """Returns the embeddings [B, T, D]; positions count the tokens that the mask shows."""
         check_positions(input_ids_BxT.shape[1], self.config.max_position_embeddings)
-        if attention_mask_BxT is None:
-            attention_mask_BxT = jnp.ones_like(input_ids_BxT)
-        return self.embeddings(input_ids_BxT, positions(attention_mask_BxT))
+        known = None if attention_mask_BxT is None else positions(attention_mask_BxT)
+        return self.embeddings(input_ids_BxT, known)
 
     def encode(
         self,

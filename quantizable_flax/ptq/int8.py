@@ -1,6 +1,7 @@
 """A calibrated model as integers: int8 codes instead of weights, grids beside them."""
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -42,17 +43,7 @@ def to_int8(model: nn.Module, params: Params, ranges: Any) -> tuple[nn.Module, P
         )
     model = with_quant(model, dataclasses.replace(spec, backend="simulated"))
 
-    @jax.jit
-    def collect(params, ranges):
-        _, updated = model.apply(
-            {"params": params, RANGES: ranges},
-            model.example_batch(),
-            method="loss",
-            mutable=[STORED],
-        )
-        return updated.get(STORED, {})
-
-    stored = traverse_util.flatten_dict(collect(params, ranges))
+    stored = traverse_util.flatten_dict(_collect(model, params, ranges))
     coded = [path[:-1] for path in stored if path[-1] == "codes"]  # (..., site, parameter)
     replaced = {(*path[:-2], path[-1]) for path in coded}
     sites = {path[:-1] for path in coded}  # with a learned grid there, perhaps
@@ -67,6 +58,15 @@ def to_int8(model: nn.Module, params: Params, ranges: Any) -> tuple[nn.Module, P
             kept[path] = value
     served = with_quant(model, dataclasses.replace(spec, backend="int8"))
     return served, traverse_util.unflatten_dict(kept)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _collect(model: nn.Module, params: Params, ranges: Any) -> Any:
+    """What each site keeps instead of float weights and `ranges`."""
+    _, updated = model.apply(
+        {"params": params, RANGES: ranges}, model.example_batch(), method="loss", mutable=[STORED]
+    )
+    return updated.get(STORED, {})
 
 
 def count_products(model: nn.Module, params: Params) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.registry import with_quant
-from quantizable_flax.quantization.calibration import calibrate, make_calibrate_step, unknown_ranges
+from quantizable_flax.quantization.calibration import calibrate, unknown_ranges
 from quantizable_flax.quantization.sites import RANGES, SWITCHES
 
 logger = logging.getLogger(__name__)
@@ -61,32 +61,40 @@ def sensitivity(
             "sensitivity needs quantized sites, found none: give --quant bits, and a quant.skip "
             "that leaves something."
         )
-    ranges = calibrate(
-        model,
-        params,
-        calibration,
-        step=make_calibrate_step(model, _switches(sites, frozenset())),
-    )
+    off = _switches(sites, np.zeros(len(sites), bool))
+    ranges = calibrate(model, params, calibration, switches=off)
     kept = [{key: jnp.asarray(value) for key, value in batch.items()} for batch in batches]
-    step = make_switched_step(model)
+    step = make_switched_step(model, sites)
 
-    def loss(on: frozenset[str]) -> float:
-        sums = np.sum(
-            [jax.device_get(step(params, ranges, _switches(sites, on), b)) for b in kept], axis=0
-        )
-        return float(sums[0] / sums[1])
+    def sums(on_S: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
+        return [step(params, ranges, on_S, batch) for batch in kept]
 
-    exact = loss(frozenset())
-    bar = tqdm(sites, desc="sensitivity", unit="site", leave=False, disable=None)
-    costs = [SiteCost(site, loss(frozenset([site])) - exact) for site in bar]
+    def loss(parts: list[tuple[jax.Array, jax.Array]]) -> float:
+        total, labels = np.sum(jax.device_get(parts), axis=0)
+        return float(total / labels)
+
+    losses, running = [], sums(np.zeros(len(sites), bool))
+    bar = tqdm(
+        np.eye(len(sites), dtype=bool), desc="sensitivity", unit="site", leave=False, disable=None
+    )
+    for on_S in bar:
+        following = sums(on_S)
+        losses.append(loss(running))  # one site late, so the device never waits
+        running = following
+    exact, *losses = *losses, loss(running)
+    costs = [SiteCost(site, value - exact) for site, value in zip(sites, losses, strict=True)]
     return sorted(costs, key=lambda cost: -cost.increase)
 
 
-def make_switched_step(model: nn.Module):
-    """Returns the jitted `(params, ranges, switches, batch) -> (summed loss, labels)`."""
+def make_switched_step(model: nn.Module, sites: Sequence[str]):
+    """Returns the jitted `(params, ranges, on, batch) -> (summed loss, labels)`.
+
+    `on` is bool [sites]: which of them quantize.
+    """
 
     @jax.jit
-    def switched_step(params, ranges, switches, batch):
+    def switched_step(params, ranges, on_S, batch):
+        switches = _switches(sites, on_S)
         scores: Any = model.apply(
             {"params": params, RANGES: ranges, SWITCHES: switches}, batch, method="loss"
         )
@@ -96,7 +104,7 @@ def make_switched_step(model: nn.Module):
     return switched_step
 
 
-def _switches(sites: Iterable[str], on: frozenset[str]) -> Any:
+def _switches(sites: Sequence[str], on_S: Any) -> Any:
     return traverse_util.unflatten_dict(
-        {(*site.split("/"), "on"): np.asarray(site in on) for site in sites}
+        {(*site.split("/"), "on"): on_S[i] for i, site in enumerate(sites)}
     )

@@ -6,6 +6,7 @@ quantize and the weights a little harder. Where the output is also added to a re
 that branch is multiplied back by an extra parameter, see `models.layers.ResidualScale`.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -152,23 +153,10 @@ def channel_maxima(model: nn.Module, params: Any, batches: Iterable[Batch]) -> d
     Raises:
       UserError: no batch, or a value that is not finite.
     """
-    exact, norms = with_quant(model, None), [fold.norm for fold in folds(model)]
-
-    @jax.jit
-    def step(params, batch):
-        _, state = exact.apply(
-            {"params": params},
-            batch,
-            method="loss",
-            capture_intermediates=lambda module, _: isinstance(module, LayerNorm),
-            mutable=["intermediates"],
-        )
-        outputs = traverse_util.flatten_dict(state["intermediates"], sep="/")
-        return {norm: _largest(outputs[f"{norm}/__call__"][0]) for norm in norms}
-
+    exact = with_quant(model, None)
     maxima: dict[str, jax.Array] = {}
     for batch in batches:
-        found = step(params, batch)
+        found = _maxima_step(exact, params, batch)
         maxima = jax.tree.map(jnp.maximum, maxima, found) if maxima else found
     if not maxima:
         raise UserError(
@@ -182,6 +170,21 @@ def channel_maxima(model: nn.Module, params: Any, batches: Iterable[Batch]) -> d
                 "the checkpoint in floating point and use one that is sound."
             )
     return maxima
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _maxima_step(exact: nn.Module, params: Any, batch: Batch) -> dict[str, jax.Array]:
+    """The maxima of one batch through a model in floating point."""
+    _, state = exact.apply(
+        {"params": params},
+        batch,
+        method="loss",
+        capture_intermediates=lambda module, _: isinstance(module, LayerNorm),
+        mutable=["intermediates"],
+    )
+    outputs = traverse_util.flatten_dict(state["intermediates"], sep="/")
+    norms = [fold.norm for fold in folds(exact)]
+    return {norm: _largest(outputs[f"{norm}/__call__"][0]) for norm in norms}
 
 
 def _largest(x: jax.Array) -> jax.Array:

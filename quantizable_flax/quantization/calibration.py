@@ -1,7 +1,7 @@
 """Calibration: batches in, the `ranges` collection out; and what keeps it true in training."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -16,48 +16,43 @@ from quantizable_flax.quantization.sites import FRESH, GRIDS, RANGES, SWITCHES
 Batch = dict[str, Any]
 
 
-def make_calibrate_step(model: nn.Module, switches: Any = None) -> Callable:
-    """Returns the jitted `(params, ranges, batch) -> ranges` of a model with a quant spec.
-
-    With `switches`, a site that is off passes its input on as it is.
-    """
-    collections = {} if switches is None else {SWITCHES: switches}
-
-    @functools.partial(jax.jit, donate_argnums=1)
-    def calibrate_step(params, ranges, batch):
-        _, updated = model.apply(
-            {"params": params, RANGES: ranges, **collections},
-            batch,
-            method="loss",
-            mutable=[RANGES],
-        )
-        return updated.get(RANGES, {})  # empty where each row has a range of its own
-
-    return calibrate_step
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def calibrate_step(model: nn.Module, params: Any, ranges: Any, batch: Batch, switches: Any) -> Any:
+    """Returns the ranges after one more batch; `switches` as in `calibrate`, {} for none."""
+    _, updated = model.apply(
+        {"params": params, RANGES: ranges, SWITCHES: switches},
+        batch,
+        method="loss",
+        mutable=[RANGES],
+    )
+    return updated.get(RANGES, {})  # empty where each row has a range of its own
 
 
 def calibrate(
-    model: nn.Module, params: Any, batches: Iterable[Batch], *, step: Callable | None = None
+    model: nn.Module, params: Any, batches: Iterable[Batch], *, switches: Any = None
 ) -> Any:
     """Runs the calibration batches in order and returns the ranges of all sites.
 
     Quantization is on from the first batch with the ranges known so far, so later sites see
-    quantized inputs (arXiv 2306.12929, section 5).
+    quantized inputs (arXiv 2306.12929, section 5). A model is compiled once, however often it is
+    calibrated.
 
     Args:
       model: a model whose config carries a quant spec.
       params: its parameters.
       batches: what `model.loss` takes; all of one shape.
-      step: a compiled `make_calibrate_step(model)` to use again, None makes one.
+      switches: the collection `SWITCHES`; a site that is off passes its input on as it is.
 
     Raises:
       UserError: no batch at all, or a value that is not finite.
     """
-    step, ranges = step or make_calibrate_step(model), None
+    ranges = None
     for batch in batches:
         if ranges is None:
-            ranges = unknown_ranges(model, params, batch)
-        ranges = step(params, ranges, batch)
+            # By a program, so that they lie where those after a batch will: on other devices, or
+            # free to be moved, they would have the step compiled twice.
+            ranges = _first_ranges(model, params)
+        ranges = calibrate_step(model, params, ranges, batch, switches or {})
     if ranges is None:
         raise UserError(
             "calibration needs at least one batch, found none: give it data, or raise "
@@ -88,6 +83,17 @@ def unknown_ranges(model: nn.Module, params: Any, batch: Batch) -> Any:
 
     shapes = jax.eval_shape(forward, params, batch)
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def first_ranges(model: nn.Module, params: Any) -> Any:
+    """Returns the ranges before any batch: those of the weights, and unknown ones of activations.
+
+    Traceable.
+    """
+    return with_weight_ranges(model, params, unknown_ranges(model, params, model.example_batch()))
+
+
+_first_ranges = jax.jit(first_ranges, static_argnums=0)
 
 
 def with_weight_ranges(model: nn.Module, params: Any, ranges: Any) -> Any:

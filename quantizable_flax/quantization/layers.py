@@ -129,11 +129,14 @@ class Embed(nn.Module):
                 self.axes,
             )
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        """Integer [...] -> [..., features]."""
+    def __call__(self, ids: jax.Array | slice) -> jax.Array:
+        """Integer [...] -> [..., features]; a slice of the table [n, features] without a lookup.
+
+        The gradient of a slice is a block of the table's, that of a lookup a sum over all of ids.
+        """
         return values(self.rows(ids)).astype(self.dtype)
 
-    def rows(self, ids: jax.Array) -> Tensor:
+    def rows(self, ids: jax.Array | slice) -> Tensor:
         """As the call, but on the table's grid, for a lookup that enters a product."""
         stored = self.weight.stored()
         if stored is not None:
@@ -143,7 +146,8 @@ class Embed(nn.Module):
         rows = self.weight(constrain(jnp.asarray(self.embedding), self.axes[0], None), rows=ids)
         if self.frozen_id is None:
             return rows
-        frozen = (ids == self.frozen_id)[..., None]
+        numbers = jnp.arange(self.num_embeddings)[ids] if isinstance(ids, slice) else ids
+        frozen = (numbers == self.frozen_id)[..., None]
 
         def freeze(a: jax.Array) -> jax.Array:
             return jnp.where(frozen, jax.lax.stop_gradient(a), a)

@@ -112,8 +112,8 @@ class WeightSite(nn.Module):
     float_copy: bool = False
 
     @nn.compact
-    def __call__(self, w: jax.Array, rows: jax.Array | None = None) -> Tensor:
-        """Returns w on its grid, or w; with `rows`, only w[rows], any shape of indices."""
+    def __call__(self, w: jax.Array, rows: jax.Array | slice | None = None) -> Tensor:
+        """Returns w on its grid, or w; with `rows`, indices or a slice, only w[rows]."""
         spec = self.quant
         bits = None if spec is None else spec.bits(site_path(self), weight=True)
         if spec is None or bits is None or self.is_initializing():
@@ -136,7 +136,7 @@ class WeightSite(nn.Module):
     def _range(self, w: jax.Array, spec: QuantSpec, bits: int) -> ranges.Range:
         axis = self.channel_axis if spec.weight_per_channel else None
 
-        def search(_: ranges.Range | None = None) -> ranges.Range:
+        def search() -> ranges.Range:
             return estimators.weight_range(
                 jax.lax.stop_gradient(w),
                 estimator=spec.weight_estimator,
@@ -145,13 +145,9 @@ class WeightSite(nn.Module):
                 channel_axis=axis,
             )
 
-        def estimate(old: ranges.Range) -> ranges.Range:
-            # The weights do not change between calibration batches, so one search is enough; a
-            # training step that changes them asks for FRESH ranges behind it.
-            return jax.lax.cond(old.batches == 0, search, lambda known: known, old)
-
-        shape = () if axis is None else ranges.min_max(w, axis)[0].shape
-        known = _site_range(self, lambda: estimators.empty("minmax", shape), estimate)
+        # Batches do not move it: `calibration.first_ranges` has it, and a training step that
+        # changes weights asks for FRESH ranges behind it.
+        known = _site_range(self, search, lambda known: known)
         if self.is_mutable_collection(FRESH):
             self.put_variable(FRESH, "range", search())
         if self.is_mutable_collection(STORED) and (bits > INT8_BITS or self.float_copy):
@@ -184,7 +180,7 @@ def on_grid(site: nn.Module, x: jax.Array, grid: Grid, bits: int, spec: QuantSpe
     return rounded
 
 
-def _rows_of(grid: Grid, rows: jax.Array) -> Grid:
+def _rows_of(grid: Grid, rows: jax.Array | slice) -> Grid:
     """The grid of w[rows]: one per row where w has one per row."""
     return grid._replace(
         **{

@@ -12,7 +12,7 @@ from flax import struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from quantizable_flax.quantization.calibration import unknown_ranges, with_grids, with_weight_ranges
+from quantizable_flax.quantization.calibration import first_ranges, with_grids, with_weight_ranges
 from quantizable_flax.quantization.sites import RANGES
 from quantizable_flax.sharding import on_mesh
 from quantizable_flax.training.sharding import batch_sharding, replicated, tree_shardings
@@ -50,8 +50,8 @@ def init_state(
 ) -> TrainState:
     """Returns the initial state, each leaf created where the mesh wants it.
 
-    The ranges of a model with a quant spec are there, but unknown; with `learned_ranges` they are
-    grids among the parameters.
+    The ranges of a model with a quant spec are there, those of activations still unknown; with
+    `learned_ranges` they are grids among the parameters.
     """
     init = _initial(model, optimizer, example, learned_ranges)
     shardings = tree_shardings(jax.eval_shape(init, jax.random.key(seed)), mesh)
@@ -87,7 +87,7 @@ def _initial(
     def init(key):
         params, ranges = model.init(key, example, method="loss")["params"], {}
         if model.config.quant is not None:
-            ranges = unknown_ranges(model, nn.unbox(params), example)
+            ranges = first_ranges(model, nn.unbox(params))
             if learned_ranges:
                 params, ranges = with_grids(model, params, ranges), {}
         return TrainState(jnp.int32(0), params, optimizer.init(params), ranges)

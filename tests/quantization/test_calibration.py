@@ -1,16 +1,21 @@
 """Calibration and quantized inference of whole models against the original."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 from flax import traverse_util
+from jax.sharding import NamedSharding, PartitionSpec
 
-from quantizable_flax import UserError
-from quantizable_flax.quantization.calibration import calibrate, make_calibrate_step
+from quantizable_flax import UserError, default_config
+from quantizable_flax.models.registry import with_quant
+from quantizable_flax.quantization.calibration import calibrate, calibrate_step
 from quantizable_flax.quantization.estimators import empty, update
 from quantizable_flax.quantization.ranges import squared_error
 from quantizable_flax.quantization.sites import Site
+from quantizable_flax.training.sharding import make_mesh
 from tests.helpers import batch_of, golden, golden_names
 from tests.quantization.golden_case import EVALUATION, Case, load
 
@@ -158,14 +163,30 @@ def test_floating_point_perplexity_is_exact(model):
     np.testing.assert_allclose(np.exp(losses.mean()), case.file.config["fp_ppl"], rtol=1e-6)
 
 
-def test_calibration_compiles_one_step():
+def committed(x):
+    """A parameter as a checkpoint gives it."""
+    return jax.device_put(x, jax.devices()[0])
+
+
+def on_a_mesh(x):
+    """A parameter as training leaves it: on every device of a mesh."""
+    mesh = make_mesh(default_config().mesh)
+    return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+
+
+@pytest.mark.parametrize(
+    ("place", "momentum"), [(np.asarray, 0.81), (committed, 0.82), (on_a_mesh, 0.83)]
+)
+def test_a_model_is_compiled_once_however_often_it_is_calibrated(place, momentum):
+    """Wherever its parameters lie; with a momentum for which no program is there yet."""
     case = load(MODELS[0], "w8a8_minmax")
-    step = make_calibrate_step(case.model)
+    model = with_quant(case.model, dataclasses.replace(case.model.config.quant, momentum=momentum))
+    params = jax.tree.map(place, case.params)
     batches = [batch_of(case.file, index) for index in range(3)]
-    ranges = calibrate(case.model, case.params, batches, step=step)
-    assert step._cache_size() == 1
-    again = calibrate(case.model, case.params, batches, step=step)
-    assert step._cache_size() == 1
+    before = calibrate_step._cache_size()
+    ranges = calibrate(model, params, batches)
+    again = calibrate(model, params, batches)
+    assert calibrate_step._cache_size() == before + 1
     jax.tree.map(np.testing.assert_array_equal, ranges, again)
 
 

@@ -12,7 +12,7 @@ from quantizable_flax import QuantSpec
 from quantizable_flax.exporting import make_program
 from quantizable_flax.models.registry import with_config, with_quant
 from quantizable_flax.ptq.int8 import to_int8
-from quantizable_flax.quantization.calibration import make_calibrate_step, unknown_ranges
+from quantizable_flax.quantization.calibration import calibrate_step, unknown_ranges
 from quantizable_flax.quantization.grid import Grid
 from quantizable_flax.quantization.tensor import product, quantize
 from tests.small import FAMILIES, small_batch, small_model
@@ -66,7 +66,7 @@ def test_calibration_and_quantized_training_are_exact(family, bits):
     model, params, batch = case(family)
     model = with_quant(model, QuantSpec(bits, bits, head=True))
     ranges = unknown_ranges(model, params, batch)
-    calibration = make_calibrate_step(model).lower(params, ranges, batch).as_text()
+    calibration = calibrate_step.lower(model, params, ranges, batch, {}).as_text()
     assert dots(calibration) == EXACT
     assert dots(training(model, params, batch, ranges)) == EXACT
     half = with_config(model, dtype=jnp.bfloat16)

@@ -12,7 +12,7 @@ import numpy as np
 
 from quantizable_flax.data import make_task
 from quantizable_flax.quantization.calibration import (
-    make_calibrate_step,
+    calibrate_step,
     with_weight_ranges,
 )
 from quantizable_flax.training import qat
@@ -41,11 +41,11 @@ def bert_state(tmp_path, mode: str, devices=None, **changes):
 def test_accumulation_moves_ranges_with_every_micro_batch(tmp_path):
     model, state, step, batch, mesh = bert_state(tmp_path, "running", train__accumulate=2)
     params, ranges = jax.device_get((state.params, state.ranges))
-    batch, calibrate_step = put_batch(batch, mesh), make_calibrate_step(model)
+    batch = put_batch(batch, mesh)
     state, metrics = step(state, batch)
     for part in range(2):
         micro = {key: value[part::2] for key, value in batch.items()}
-        ranges = calibrate_step(params, ranges, micro)
+        ranges = calibrate_step(model, params, ranges, micro, {})
     assert np.isfinite(metrics["loss"])
     expected = jax.jit(functools.partial(with_weight_ranges, model))(state.params, ranges)
     for a, b in zip(jax.tree.leaves(state.ranges), jax.tree.leaves(expected), strict=True):
