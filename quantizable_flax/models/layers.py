@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -33,10 +33,13 @@ class TransformerConfig:
     """Sizes and switches of every family; the defaults are a base model. Rates in [0, 1).
 
     Attributes:
+      causal: of the family, whether a token may see no later one.
       remat: what the backward pass computes again instead of keeping it: "none"; "dots", all but
         the products with weights; "full", whole layers.
       loss_chunk: positions of each sequence whose logits exist at a time; 0 for all.
     """
+
+    causal: ClassVar[bool] = False
 
     hidden_size: int = 768
     num_layers: int = 12

@@ -47,10 +47,8 @@ def evaluated(name: str):
         {key: x[start : start + size] for key, x in arrays.items()}
         for start in range(0, len(arrays["labels"]), size)
     ]
-    step = make_eval_step(case.own_model, outlier_sites(case.config))
-    found = evaluate(
-        step, case.params, batches, metric=case.own_model.metric, averaging="published"
-    )
+    step = make_eval_step(case.model, outlier_sites(case.config))
+    found = evaluate(step, case.params, batches, metric=case.model.metric, averaging="published")
     return found, metrics.config["metrics"][key], site_names(case.config)
 
 
