@@ -68,16 +68,26 @@ class MultiHeadAttention(nn.Module):
 
         Args:
           x_BxTxD: the layer's input.
-          mask: broadcasts to [B, H, T, keys], True where a key is visible.
+          mask: broadcasts to [B, H, T, keys], True where a key is visible; with a gate per head,
+            one for all queries, [B, 1, 1, keys].
           train: applies dropout, and needs a "dropout" rng.
           cache_at: write keys and values into the mutable collection `cache` (arrays `key` and
             `value`, [B, S, H, K]) from this place on, and attend to all S of them.
+
+        Raises:
+          UserError: heads that do not divide D, or a gate that averages over tokens together with
+            a mask that differs from query to query or with a cache.
         """
         width = x_BxTxD.shape[-1]
         if width % self.num_heads:
             raise UserError(
                 f"the number of heads must divide the hidden size, found {self.num_heads} heads "
                 f"and hidden size {width}."
+            )
+        if cache_at is not None and self.gate is not None and self.gate.pooled:
+            raise UserError(
+                "attention with cache_at needs a gate that sees no other token, found "
+                f"gate_per={self.gate.per}: choose gate_per=token."
             )
         q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
             self._heads(x_BxTxD, name) for name in ("query", "key", "value")
@@ -98,12 +108,12 @@ class MultiHeadAttention(nn.Module):
             dropout = nn.Dropout(self.dropout_rate, deterministic=False)
             probs_BxHxTxS = dropout(values(probs_BxHxTxS))
         context_BxTxHxK = attention_context(probs_BxHxTxS, v_BxTxHxK)
-        context_BxTxD = self._gated(context_BxTxHxK, x_BxTxD)
+        context_BxTxD = self._gated(context_BxTxHxK, x_BxTxD, mask)
         if not self.output_projection:
             return context_BxTxD
         return self._dense(width, ("heads", "embed"), "output")(context_BxTxD)
 
-    def _gated(self, context_BxTxHxK: jax.Array, x_BxTxD: Tensor) -> Tensor:
+    def _gated(self, context_BxTxHxK: jax.Array, x_BxTxD: Tensor, mask: jax.Array | None) -> Tensor:
         """The context times the gate, heads merged, on the grids of the scheme: [B, T, D]."""
         merged = x_BxTxD.shape
         if self.gate is None:
@@ -112,7 +122,7 @@ class MultiHeadAttention(nn.Module):
         if self.context_before_gate:
             context_BxTxD = Site(self.quant, name="context")(context_BxTxHxK.reshape(merged))
             context_BxTxHxK = values(context_BxTxD).reshape(split)
-        gate_BxTxHx1 = Gate(self.gate, self.num_heads, name="gate")(values(x_BxTxD))
+        gate_BxTxHx1 = Gate(self.gate, self.num_heads, name="gate")(values(x_BxTxD), mask)
         gated_BxTxHxK = context_BxTxHxK * gate_BxTxHx1.astype(context_BxTxHxK.dtype)
         if not self.context_before_gate:
             return Site(self.quant, name="context")(gated_BxTxHxK.reshape(merged))
