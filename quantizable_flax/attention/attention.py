@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from quantizable_flax.attention.gate import Gate, GateConfig
-from quantizable_flax.attention.softmax import SoftmaxFn, make_softmax, softmax
+from quantizable_flax.attention.softmax import SoftmaxFn, softmax
 from quantizable_flax.errors import UserError
 from quantizable_flax.quantization.layers import Dense
 from quantizable_flax.quantization.sites import Site, record
@@ -167,61 +167,19 @@ class MultiHeadAttention(nn.Module):
         )
 
 
-def attention_scores(q_BxTxHxK: Tensor, k_BxSxHxK: Tensor) -> jax.Array:
+def attention_scores(q_BxTxHxK: Tensor, k_BxSxHxK: Tensor, precision: Any = None) -> jax.Array:
     """`q . k / sqrt(d)` in float32: [B, H, T, S]; any batch axes."""
-    scores = product("...THK,...SHK->...HTS", q_BxTxHxK, k_BxSxHxK)
+    scores = product("...THK,...SHK->...HTS", q_BxTxHxK, k_BxSxHxK, precision=precision)
     return scores / math.sqrt(q_BxTxHxK.shape[-1])
 
 
-def attention_context(probs_BxHxTxS: Tensor, v_BxSxHxK: Tensor) -> jax.Array:
+def attention_context(probs_BxHxTxS: Tensor, v_BxSxHxK: Tensor, precision: Any = None) -> jax.Array:
     """Sum of the values weighted by the probabilities, in v's dtype: [B, T, H, K]."""
-    context = product("...HTS,...SHK->...THK", probs_BxHxTxS, v_BxSxHxK, dtype=v_BxSxHxK.dtype)
+    context = product(
+        "...HTS,...SHK->...THK",
+        probs_BxHxTxS,
+        v_BxSxHxK,
+        dtype=v_BxSxHxK.dtype,
+        precision=precision,
+    )
     return context.astype(v_BxSxHxK.dtype)
-
-
-def attention_fn(
-    softmax: str = "clipped",
-    *,
-    gamma: float | None = None,
-    zeta: float | None = None,
-    alpha: float | None = None,
-    seq_len: int | None = None,
-) -> Callable[..., jax.Array]:
-    """Returns a drop-in `attention_fn` for `flax.linen.MultiHeadDotProductAttention`.
-
-    For example `nn.MultiHeadDotProductAttention(8, attention_fn=attention_fn("clipped",
-    gamma=-0.025))`. Arguments are those of `make_softmax`.
-
-    Raises:
-      UserError: as `make_softmax`.
-    """
-    softmax_fn = make_softmax(softmax, gamma=gamma, zeta=zeta, alpha=alpha, seq_len=seq_len)
-
-    def attend(
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        bias: jax.Array | None = None,
-        mask: jax.Array | None = None,
-        broadcast_dropout: bool = True,
-        dropout_rng: jax.Array | None = None,
-        dropout_rate: float = 0.0,
-        deterministic: bool = False,
-        **_: Any,
-    ) -> jax.Array:
-        """[B, T, H, K] queries, [B, S, H, K] keys and values -> [B, T, H, K]."""
-        scores = attention_scores(query, key)
-        if bias is not None:
-            scores = scores + bias
-        probs = softmax_fn(scores, mask)
-        if dropout_rate > 0.0 and not deterministic:
-            if dropout_rng is None:
-                raise UserError("attention dropout needs a dropout_rng, found None.")
-            keep = 1.0 - dropout_rate
-            # Broadcast means one mask for all of the batch and heads, as Flax does it.
-            shape = (1,) * (probs.ndim - 2) + probs.shape[-2:] if broadcast_dropout else probs.shape
-            kept = jax.random.bernoulli(dropout_rng, keep, shape)
-            probs = jnp.where(kept, probs / keep, 0.0)
-        return attention_context(probs, value)
-
-    return attend

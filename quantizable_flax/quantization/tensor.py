@@ -141,7 +141,9 @@ def fake_quantize(x: jax.Array, grid: Grid) -> jax.Array:
     return quantize(x, grid).values()
 
 
-def product(equation: str, x: Tensor, y: Tensor, dtype: Any = None) -> jax.Array:
+def product(
+    equation: str, x: Tensor, y: Tensor, dtype: Any = None, precision: Any = None
+) -> jax.Array:
     """The einsum of two tensors, of integers wherever both operands are int8 codes.
 
     `sum s_x (q_x - z_x) s_y (q_y - z_y)` is computed as `s_x s_y` times a sum of integers. In the
@@ -153,6 +155,7 @@ def product(equation: str, x: Tensor, y: Tensor, dtype: Any = None) -> jax.Array
       x: the left operand; its scale must not vary along contracted axes, else values are used.
       y: the right operand, the same.
       dtype: compute dtype of floats, by default as the operands are.
+      precision: of products of floats, as `jnp.einsum` takes it.
 
     Returns:
       float32 if an operand is quantized or `dtype` is None, else `dtype`.
@@ -161,7 +164,8 @@ def product(equation: str, x: Tensor, y: Tensor, dtype: Any = None) -> jax.Array
     left, right, out = equation.replace("->", ",").split(",")
     if not (isinstance(x, Quantized) or isinstance(y, Quantized)):
         x, y = (a if dtype is None else a.astype(dtype) for a in (x, y))
-        return jnp.einsum(equation, x, y, preferred_element_type=dtype or jnp.float32)
+        preferred = dtype or jnp.float32
+        return jnp.einsum(equation, x, y, precision=precision, preferred_element_type=preferred)
     if not (_factors(x, left, out) and _factors(y, right, out)):
         return jnp.einsum(equation, values(x), values(y), preferred_element_type=jnp.float32)
     if isinstance(x, Quantized) and isinstance(y, Quantized) and x.is_int8 and y.is_int8:
