@@ -1,6 +1,7 @@
 """Quantizable Transformers in JAX/Flax: clipped softmax, gated attention, INT8 evaluation."""
 
-from quantizable_flax.attention.attention import MultiHeadAttention, attention_fn
+from quantizable_flax.attention.attention import MultiHeadAttention
+from quantizable_flax.attention.drop_in import attention_fn
 from quantizable_flax.attention.gate import GateConfig
 from quantizable_flax.attention.softmax import clipped_softmax, make_softmax, softmax
 from quantizable_flax.config import default_config

@@ -51,6 +51,8 @@ def to_json(config: ConfigDict) -> str:
 def from_dict(values: Mapping[str, Any]) -> ConfigDict:
     """Rebuilds a typed configuration from `json.loads(to_json(config))`.
 
+    Keys that the values lack, since an older version wrote them, get their defaults.
+
     Raises:
       UserError: a key that this version does not know, or a value of another type.
     """
@@ -63,7 +65,21 @@ def from_dict(values: Mapping[str, Any]) -> ConfigDict:
         raise UserError(
             f"the stored configuration has a value of another type: {error}."
         ) from error
+    _rename_unmasked_gate(config, values)
     return config
+
+
+def _rename_unmasked_gate(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    """Calls the `gate_per` of a causal model by the name that it has now.
+
+    Versions without `blind_queries` averaged over all positions under the name of `head`. Other
+    families were trained on whole sequences, where the two are the same.
+    """
+    old = "blind_queries" not in values.get("model", {}).get("attention", {})
+    attention = config.model.attention
+    conditional = attention.gate not in ("none", "unconditional")
+    if old and config.model.name == "opt" and conditional and attention.gate_per == "head":
+        attention.gate_per = "head_unmasked"
 
 
 def check_keys(config: ConfigDict, values: Mapping[str, Any], prefix: str = "") -> None:

@@ -108,7 +108,8 @@ def model_defaults(family: str) -> ConfigDict:
     attention = model.attention
     for key in ("gamma", "zeta", "alpha"):
         attention[key] = config_dict.placeholder(float)
-    attention.gate_per = "token"
+    attention.blind_queries = "zero"  # or "uniform": what a query attends to that sees no key
+    attention.gate_per = "token"  # or "head", over visible tokens; "head_unmasked", over all
     attention.gate_hidden = 4
     attention.gate_pi_init = 0.5
     attention.gate_init_std = 0.02

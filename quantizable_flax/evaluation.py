@@ -28,7 +28,7 @@ class Metrics:
 
     Attributes:
       loss: nats per labelled item, averaged as asked.
-      accuracy: share of the labels that have the largest logit, in [0, 1].
+      accuracy: share of the labels whose logit is above all others, in [0, 1].
       value: the model's metric, e.g. perplexity.
       outliers: max_inf_norm, avg_kurtosis, max_kurtosis; empty without statistics.
       sites: mean of each published statistic, `site:statistic` -> value.

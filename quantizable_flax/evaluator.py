@@ -3,7 +3,8 @@
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -175,7 +176,8 @@ def result_row(
     """Returns one table row: figures of the floating-point model and of every setting.
 
     Keys: name, model, attention, metric, fp, fp_loss, max_inf_norm, avg_kurtosis, steps, seconds
-    (of training), and per setting `w8a8` (mean over calibration seeds) and `w8a8_std`.
+    (of training), and per setting `w8a8` (mean over calibration seeds) and `w8a8_std` (standard
+    deviation of this sample: nan of one seed, 0 where no seed matters).
     """
     row: dict[str, Any] = {
         "name": name,
@@ -189,6 +191,15 @@ def result_row(
     }
     for setting in map(parse_setting, settings):
         values, column = evaluator.quantized(setting, seeds, backend), setting.name
-        row[column], row[f"{column}_std"] = float(np.mean(values)), float(np.std(values))
+        row[column] = float(np.mean(values))
+        row[f"{column}_std"] = _deviation(values, seeds)
     row["steps"], row["seconds"] = info["step"], info["train_seconds"]
     return row
+
+
+def _deviation(values: Sequence[float], seeds: int) -> float:
+    """The standard deviation over so many seeds; one value of several is that of each."""
+    if len(values) > 1:
+        with np.errstate(invalid="ignore"):  # infinite values have no deviation: nan
+            return float(np.std(values, ddof=1))
+    return 0.0 if seeds > 1 else math.nan

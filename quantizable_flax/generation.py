@@ -158,8 +158,9 @@ def _check(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: i
     config = model.config
     if config.gate is not None and config.gate.pooled:
         raise UserError(
-            "text generation needs gates that see no later token, found gate_per=head, which "
-            "averages over the whole sequence."
+            "text generation needs gates that see no later token, found "
+            f"gate_per={config.gate.per}, which averages over the whole sequence: generate with "
+            "a model of gate_per=token."
         )
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise UserError("text generation needs at least one prompt of at least one token each.")

@@ -14,7 +14,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from quantizable_flax import default_config
-from quantizable_flax.models.registry import with_config
 
 TESTS = Path(__file__).parent
 FULL = TESTS.parent.parent / "shared" / "goldens" / "open"
@@ -87,7 +86,7 @@ def attention_options(original: dict[str, Any], head_size: int) -> dict[str, Any
     if original.get("attn_gate_linear_all_features"):
         return ours | {"gate": "all_heads_linear"}  # per token there, whatever `gate` says
     per_head = original["gate"] == "conditional_per_head"
-    ours |= {"gate": "linear", "gate_per": "head" if per_head else "token"}
+    ours |= {"gate": "linear", "gate_per": "head_unmasked" if per_head else "token"}
     if original.get("attn_gate_mlp"):
         ours |= {"gate": "mlp", "gate_hidden": head_size // 4}
     if original.get("attn_gate_mlp2"):
@@ -147,30 +146,9 @@ INPUTS = {
 
 def config_of(file: Golden) -> ConfigDict:
     """Returns our configuration of the golden model of any family."""
-    return CONFIGS[file.config["arch"]](file.config)
-
-
-def as_in_the_original(model):
-    """Returns an OPT whose padded queries, which see no key, come out as in the original."""
-    softmax_fn = original_opt_softmax(model.config.softmax_fn)
-    return with_config(model, softmax_fn=softmax_fn)
-
-
-def original_opt_softmax(softmax_fn):
-    """The softmax behind the original OPT's mask: rows that see no key are uniform, not 0.
-
-    The original adds the lowest float for padding, again for later tokens, and bounds the sum by
-    that number. A bound has half a gradient where it is met, and so has `jnp.maximum`.
-    """
-
-    def masked(scores, mask):
-        lowest, length = jnp.finfo(jnp.float32).min, scores.shape[-1]
-        causal = jnp.tril(jnp.ones((length, length), bool))
-        shown = jnp.diagonal(mask, axis1=-2, axis2=-1)[..., None, :]  # a token sees itself
-        added = jnp.where(causal, 0.0, lowest) + jnp.where(shown, 0.0, lowest)
-        return softmax_fn(jnp.maximum(scores + added, lowest), None)
-
-    return masked
+    config = CONFIGS[file.config["arch"]](file.config)
+    config.model.attention.blind_queries = "uniform"  # as everywhere in the original
+    return config
 
 
 def deviation(actual: jax.Array, expected: np.ndarray) -> float:

@@ -1,16 +1,19 @@
 """Evaluation: parity of the published metrics, exact averages, quantized rows."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from quantizable_flax.analysis import tables
 from quantizable_flax.analysis.outliers import SITES
+from quantizable_flax.config import default_config
 from quantizable_flax.data import make_task
 from quantizable_flax.errors import UserError
-from quantizable_flax.evaluation import evaluate, make_eval_step
+from quantizable_flax.evaluation import Metrics, evaluate, make_eval_step
 from quantizable_flax.evaluator import Evaluator, result_row
 from quantizable_flax.interop import from_state_dict
 from quantizable_flax.loading import load_run, override_run, row_names
@@ -146,6 +149,39 @@ def test_calibration_seeds_see_different_batches(trained):
     first, second = evaluator.quantized(parse_setting("w4a4"), 2)
     assert first != second
     assert evaluator.quantized(parse_setting("w4a4"), 1) == [first]
+
+
+class Seeded:
+    """An evaluator that finds given values, one for each seed."""
+
+    metric = PERPLEXITY
+    fp = Metrics(1.0, 0.5, 2.0, {"max_inf_norm": 1.0, "avg_kurtosis": 3.0}, {})
+
+    def __init__(self, *values: float):
+        self.values = list(values)
+
+    def quantized(self, setting, seeds, backend):
+        return self.values
+
+
+@pytest.mark.parametrize(
+    ("values", "seeds", "deviation", "shown"),
+    [
+        ([4.0, 5.0, 6.0], 3, 1.0, "5.000 ± 1.000"),
+        ([4.0, 6.0], 2, 2**0.5, "5.000 ± 1.414"),
+        ([5.0], 3, 0.0, "5.000 ± 0.00"),  # looks at no data: the same for every seed
+        ([5.0], 1, None, "5.000"),  # one seed tells of no deviation
+        ([np.inf, np.inf], 2, None, "inf"),
+    ],
+)
+def test_deviation_is_that_of_a_sample(values, seeds, deviation, shown, tmp_path):
+    info = {"step": 1, "train_seconds": 1.0}
+    row = result_row("run", default_config(), Seeded(*values), ["w8a8"], seeds, info)
+    tables.write_json([row], str(tmp_path / "row.json"))
+    (written,) = json.loads((tmp_path / "row.json").read_text())
+    assert written["w8a8_std"] == (deviation if deviation is None else pytest.approx(deviation))
+    show = dict(tables.columns([row], ["w8a8"]))["W8A8 ppl"]
+    assert show(row) == shown
 
 
 def test_16_bits_equal_floating_point(trained):

@@ -26,7 +26,7 @@ def columns(rows: list[Row], bits: list[str]) -> list[tuple[str, Callable[[Row],
     unit = f" {METRICS[min(metrics)].label}" if len(metrics) == 1 else ""
 
     def quantized(setting: str) -> Callable[[Row], str]:
-        return lambda row: f"{number(row[setting])} ± {number(row[f'{setting}_std'])}"
+        return lambda row: mean_and_deviation(row[setting], row[f"{setting}_std"])
 
     several = len({row["model"] for row in rows}) > 1
     return [
@@ -40,6 +40,11 @@ def columns(rows: list[Row], bits: list[str]) -> list[tuple[str, Callable[[Row],
         *((f"{title(setting)}{unit}", quantized(setting)) for setting in bits),
         ("steps", lambda row: str(row["steps"])),
     ]
+
+
+def mean_and_deviation(mean: float, deviation: float) -> str:
+    """`4.52 ± 0.01`; the mean alone where one seed tells of no deviation."""
+    return number(mean) if math.isnan(deviation) else f"{number(mean)} ± {number(deviation)}"
 
 
 def title(setting: str) -> str:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from quantizable_flax.attention.gate import Gate, GateConfig
-from quantizable_flax.attention.softmax import SoftmaxFn, make_softmax, softmax
+from quantizable_flax.attention.softmax import SoftmaxFn, softmax
 from quantizable_flax.errors import UserError
 from quantizable_flax.quantization.layers import Dense
 from quantizable_flax.quantization.sites import Site, record
@@ -68,16 +68,26 @@ class MultiHeadAttention(nn.Module):
 
         Args:
           x_BxTxD: the layer's input.
-          mask: broadcasts to [B, H, T, keys], True where a key is visible.
+          mask: broadcasts to [B, H, T, keys], True where a key is visible; with a gate per head,
+            one for all queries, [B, 1, 1, keys].
           train: applies dropout, and needs a "dropout" rng.
           cache_at: write keys and values into the mutable collection `cache` (arrays `key` and
             `value`, [B, S, H, K]) from this place on, and attend to all S of them.
+
+        Raises:
+          UserError: heads that do not divide D, or a gate that averages over tokens together with
+            a mask that differs from query to query or with a cache.
         """
         width = x_BxTxD.shape[-1]
         if width % self.num_heads:
             raise UserError(
                 f"the number of heads must divide the hidden size, found {self.num_heads} heads "
                 f"and hidden size {width}."
+            )
+        if cache_at is not None and self.gate is not None and self.gate.pooled:
+            raise UserError(
+                "attention with cache_at needs a gate that sees no other token, found "
+                f"gate_per={self.gate.per}: choose gate_per=token."
             )
         q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
             self._heads(x_BxTxD, name) for name in ("query", "key", "value")
@@ -98,12 +108,12 @@ class MultiHeadAttention(nn.Module):
             dropout = nn.Dropout(self.dropout_rate, deterministic=False)
             probs_BxHxTxS = dropout(values(probs_BxHxTxS))
         context_BxTxHxK = attention_context(probs_BxHxTxS, v_BxTxHxK)
-        context_BxTxD = self._gated(context_BxTxHxK, x_BxTxD)
+        context_BxTxD = self._gated(context_BxTxHxK, x_BxTxD, mask)
         if not self.output_projection:
             return context_BxTxD
         return self._dense(width, ("heads", "embed"), "output")(context_BxTxD)
 
-    def _gated(self, context_BxTxHxK: jax.Array, x_BxTxD: Tensor) -> Tensor:
+    def _gated(self, context_BxTxHxK: jax.Array, x_BxTxD: Tensor, mask: jax.Array | None) -> Tensor:
         """The context times the gate, heads merged, on the grids of the scheme: [B, T, D]."""
         merged = x_BxTxD.shape
         if self.gate is None:
@@ -112,7 +122,7 @@ class MultiHeadAttention(nn.Module):
         if self.context_before_gate:
             context_BxTxD = Site(self.quant, name="context")(context_BxTxHxK.reshape(merged))
             context_BxTxHxK = values(context_BxTxD).reshape(split)
-        gate_BxTxHx1 = Gate(self.gate, self.num_heads, name="gate")(values(x_BxTxD))
+        gate_BxTxHx1 = Gate(self.gate, self.num_heads, name="gate")(values(x_BxTxD), mask)
         gated_BxTxHxK = context_BxTxHxK * gate_BxTxHx1.astype(context_BxTxHxK.dtype)
         if not self.context_before_gate:
             return Site(self.quant, name="context")(gated_BxTxHxK.reshape(merged))
@@ -157,61 +167,19 @@ class MultiHeadAttention(nn.Module):
         )
 
 
-def attention_scores(q_BxTxHxK: Tensor, k_BxSxHxK: Tensor) -> jax.Array:
+def attention_scores(q_BxTxHxK: Tensor, k_BxSxHxK: Tensor, precision: Any = None) -> jax.Array:
     """`q . k / sqrt(d)` in float32: [B, H, T, S]; any batch axes."""
-    scores = product("...THK,...SHK->...HTS", q_BxTxHxK, k_BxSxHxK)
+    scores = product("...THK,...SHK->...HTS", q_BxTxHxK, k_BxSxHxK, precision=precision)
     return scores / math.sqrt(q_BxTxHxK.shape[-1])
 
 
-def attention_context(probs_BxHxTxS: Tensor, v_BxSxHxK: Tensor) -> jax.Array:
+def attention_context(probs_BxHxTxS: Tensor, v_BxSxHxK: Tensor, precision: Any = None) -> jax.Array:
     """Sum of the values weighted by the probabilities, in v's dtype: [B, T, H, K]."""
-    context = product("...HTS,...SHK->...THK", probs_BxHxTxS, v_BxSxHxK, dtype=v_BxSxHxK.dtype)
+    context = product(
+        "...HTS,...SHK->...THK",
+        probs_BxHxTxS,
+        v_BxSxHxK,
+        dtype=v_BxSxHxK.dtype,
+        precision=precision,
+    )
     return context.astype(v_BxSxHxK.dtype)
-
-
-def attention_fn(
-    softmax: str = "clipped",
-    *,
-    gamma: float | None = None,
-    zeta: float | None = None,
-    alpha: float | None = None,
-    seq_len: int | None = None,
-) -> Callable[..., jax.Array]:
-    """Returns a drop-in `attention_fn` for `flax.linen.MultiHeadDotProductAttention`.
-
-    For example `nn.MultiHeadDotProductAttention(8, attention_fn=attention_fn("clipped",
-    gamma=-0.025))`. Arguments are those of `make_softmax`.
-
-    Raises:
-      UserError: as `make_softmax`.
-    """
-    softmax_fn = make_softmax(softmax, gamma=gamma, zeta=zeta, alpha=alpha, seq_len=seq_len)
-
-    def attend(
-        query: jax.Array,
-        key: jax.Array,
-        value: jax.Array,
-        bias: jax.Array | None = None,
-        mask: jax.Array | None = None,
-        broadcast_dropout: bool = True,
-        dropout_rng: jax.Array | None = None,
-        dropout_rate: float = 0.0,
-        deterministic: bool = False,
-        **_: Any,
-    ) -> jax.Array:
-        """[B, T, H, K] queries, [B, S, H, K] keys and values -> [B, T, H, K]."""
-        scores = attention_scores(query, key)
-        if bias is not None:
-            scores = scores + bias
-        probs = softmax_fn(scores, mask)
-        if dropout_rate > 0.0 and not deterministic:
-            if dropout_rng is None:
-                raise UserError("attention dropout needs a dropout_rng, found None.")
-            keep = 1.0 - dropout_rate
-            # Broadcast means one mask for all of the batch and heads, as Flax does it.
-            shape = (1,) * (probs.ndim - 2) + probs.shape[-2:] if broadcast_dropout else probs.shape
-            kept = jax.random.bernoulli(dropout_rng, keep, shape)
-            probs = jnp.where(kept, probs / keep, 0.0)
-        return attention_context(probs, value)
-
-    return attend

@@ -15,7 +15,7 @@ from quantizable_flax.quantization.sites import record
 from quantizable_flax.quantization.tensor import precision_of
 
 KINDS = ("linear", "mlp", "all_heads_linear", "unconditional")
-GRANULARITIES = ("token", "head")
+GRANULARITIES = ("token", "head", "head_unmasked")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,9 @@ class GateConfig:
     Attributes:
       kind: "linear" (on the head's own slice of x), "mlp" (the same with one hidden layer),
         "all_heads_linear" (on the whole x) or "unconditional" (one learned scalar per head).
-      per: "token", or "head" to average the logit over all tokens before the sigmoid.
+      per: "token", a gate for each token; "head", one for the sequence: the logit is averaged
+        over the visible tokens before the sigmoid; "head_unmasked", the same over all positions
+        whatever the mask, padding and later tokens included, as published.
       hidden: hidden units of the mlp (the paper uses 4 and 64).
       pi_init: the probability at which every gate starts, in (0, 1); its logit is the bias. The
         original honours it for "linear" only, here it holds for all kinds.
@@ -50,7 +52,7 @@ class GateConfig:
             )
         if self.per not in GRANULARITIES:
             raise UserError(
-                f"attention gate_per must be token or head, found {self.per!r}"
+                f"attention gate_per must be one of {', '.join(GRANULARITIES)}, found {self.per!r}"
                 f"{nearest(self.per, GRANULARITIES)}."
             )
         if not 0.0 < self.pi_init < 1.0:
@@ -60,8 +62,13 @@ class GateConfig:
 
     @property
     def pooled(self) -> bool:
-        """Whether the gate averages over all tokens, later ones included."""
-        return self.per == "head" and self.kind != "unconditional"
+        """Whether the gate averages over tokens, later ones included."""
+        return self.per != "token" and self.kind != "unconditional"
+
+    @property
+    def masked(self) -> bool:
+        """Whether what the mask hides stays out of such an average."""
+        return self.per == "head"
 
     @property
     def scale(self) -> float:
@@ -81,16 +88,41 @@ class Gate(nn.Module):
     num_heads: int
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array) -> jax.Array:
-        """Returns the factor on each head's context, [B, T or 1, H, 1]."""
+    def __call__(self, x_BxTxD: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Returns the factor on each head's context, [B, T or 1, H, 1].
+
+        Args:
+          x_BxTxD: the input of attention.
+          mask: as attention has it; read by a gate per head, which needs [B or 1, H or 1, 1, T].
+
+        Raises:
+          UserError: a gate per head with a mask that has a row for each query.
+        """
         # With bfloat16 compute its products are as precise as all others there.
         einsum = functools.partial(jnp.einsum, precision=precision_of(x_BxTxD))
         logits_BxTxH = self._logits(x_BxTxD.astype(jnp.float32), einsum)
-        if self.config.per == "head":
-            logits_BxTxH = jnp.mean(logits_BxTxH, axis=1, keepdims=True)
+        if self.config.pooled:
+            logits_BxTxH = self._pooled(logits_BxTxH, mask)
         gate_BxTxH = nn.sigmoid(logits_BxTxH)
         record(self, "mean", lambda: jnp.mean(gate_BxTxH, axis=1))
         return (self.config.scale * gate_BxTxH)[..., None]
+
+    def _pooled(self, logits_BxTxH: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """The mean over the tokens that the gate is to see: [B, 1, H]; 0 where it sees none."""
+        if mask is None or not self.config.masked:
+            return jnp.mean(logits_BxTxH, axis=1, keepdims=True)
+        if mask.ndim > 1 and mask.shape[-2] > 1:
+            raise UserError(
+                "a gate with gate_per=head needs one mask for all queries, [batch, 1, 1, keys], "
+                f"found {list(mask.shape)}: choose gate_per=token for a causal model, or "
+                "gate_per=head_unmasked to average over all positions, hidden ones included."
+            )
+        mask_BxHx1xT = mask.astype(bool).reshape((1,) * (4 - mask.ndim) + mask.shape)
+        visible_BxTxH = jnp.swapaxes(mask_BxHx1xT[:, :, 0], 1, 2)
+        visible_BxTxH = jnp.broadcast_to(visible_BxTxH, logits_BxTxH.shape)
+        total = jnp.sum(jnp.where(visible_BxTxH, logits_BxTxH, 0.0), axis=1, keepdims=True)
+        count = jnp.sum(visible_BxTxH, axis=1, keepdims=True, dtype=jnp.float32)
+        return total / jnp.maximum(count, 1.0)
 
     def _logits(self, x_BxTxD: jax.Array, einsum: Callable[..., jax.Array]) -> jax.Array:
         config, heads, width = self.config, self.num_heads, x_BxTxD.shape[-1]

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,27 +10,60 @@ import jax.numpy as jnp
 from quantizable_flax.errors import UserError, check_choice
 
 KINDS = ("vanilla", "clipped")
+BLIND_QUERIES = ("zero", "uniform")
 
 SoftmaxFn = Callable[[jax.Array, jax.Array | None], jax.Array]
 
+_LOWEST = float(jnp.finfo(jnp.float32).min)
 
-def softmax(scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+
+def softmax(
+    scores: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    blind_queries: str = "zero",
+    causal: bool = False,
+) -> jax.Array:
     """Softmax over the last axis, in float32.
 
     Args:
       scores: [..., queries, keys], any floating dtype.
       mask: broadcastable to `scores`, True where a key is visible; None shows every key.
+      blind_queries: what a query gets that sees no key: "zero", or "uniform" over all keys, masked
+        ones included, as in the original implementation.
+      causal: with "uniform", whether `mask` is a decoder's; see `_lowered`.
 
     Returns:
-      float32 probabilities; a masked key has exactly 0, a row without a visible key is all 0.
+      float32 probabilities; a masked key has exactly 0, but for blind queries that are uniform.
     """
+    check_choice("attention blind_queries", blind_queries, BLIND_QUERIES)
     scores = scores.astype(jnp.float32)
     if mask is None:
         return jax.nn.softmax(scores, axis=-1)
     mask = mask.astype(bool)
-    probs = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+    if blind_queries == "uniform":
+        return jax.nn.softmax(_lowered(scores, mask, causal), axis=-1)
+    probs = jax.nn.softmax(jnp.where(mask, scores, _LOWEST), axis=-1)
     # Only rows that see nothing still hold weight on masked keys: softmax made them uniform.
     return jnp.where(jnp.any(mask, axis=-1, keepdims=True), probs, 0.0)
+
+
+def _lowered(scores: jax.Array, mask: jax.Array, causal: bool) -> jax.Array:
+    """Scores plus the lowest float where a key is masked, which swallows any score.
+
+    A row that is masked whole becomes uniform so, and its gradient still reaches the scores. The
+    original's decoder adds that number once for padding and once for later tokens, and bounds the
+    sum by it from below: the bound halves the gradient where it is met, and stops it where both
+    numbers were added.
+    """
+    if not causal:
+        return scores + jnp.where(mask, 0.0, _LOWEST)
+    queries, keys = scores.shape[-2:]
+    later = ~jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
+    # What no query sees: a token sees itself.
+    padding = ~jnp.any(jnp.atleast_2d(mask), axis=-2, keepdims=True)
+    once_or_twice = jnp.where(later & padding, -jnp.inf, _LOWEST)
+    return jnp.maximum(scores + jnp.where(mask, 0.0, once_or_twice), _LOWEST)
 
 
 def clipped_softmax(
@@ -38,6 +72,8 @@ def clipped_softmax(
     *,
     gamma: float = 0.0,
     zeta: float = 1.0,
+    blind_queries: str = "zero",
+    causal: bool = False,
 ) -> jax.Array:
     """`clip((zeta - gamma) * softmax(scores) + gamma, 0, 1)`, paper eq. 4.
 
@@ -46,15 +82,17 @@ def clipped_softmax(
 
     Args:
       scores: [..., queries, keys].
-      mask: as in `softmax`; masked keys and rows without a visible key stay exactly 0.
+      mask: as in `softmax`; masked keys stay exactly 0.
       gamma: lower stretch, <= 0.
       zeta: upper stretch, >= 1.
+      blind_queries, causal: as in `softmax`; a uniform row of S keys is stretched and clipped as
+        every other: `max((zeta - gamma) / S + gamma, 0)`.
 
     Raises:
       UserError: gamma > 0 or zeta < 1.
     """
     check_stretch(gamma, zeta)
-    probs = softmax(scores, mask)
+    probs = softmax(scores, mask, blind_queries=blind_queries, causal=causal)
     if gamma == 0.0 and zeta == 1.0:
         return probs
     stretched = probs * (zeta - gamma) + gamma
@@ -78,6 +116,8 @@ def make_softmax(
     zeta: float | None = None,
     alpha: float | None = None,
     seq_len: int | None = None,
+    blind_queries: str = "zero",
+    causal: bool = False,
 ) -> SoftmaxFn:
     """Returns the function `(scores, mask) -> probs` that a configuration asks for.
 
@@ -87,19 +127,33 @@ def make_softmax(
       zeta: upper stretch, >= 1; 1 by default.
       alpha: gives `gamma = -alpha / seq_len` (paper section 4.1), exclusive with `gamma`.
       seq_len: the training sequence length T, in tokens; needed with `alpha` alone.
+      blind_queries: "zero" or "uniform", as in `softmax`.
+      causal: as in `softmax`; of a decoder.
 
     Raises:
-      UserError: unknown kind, both of gamma and alpha, alpha without seq_len, or a stretch out
-        of its bounds.
+      UserError: unknown kind or blind_queries, both of gamma and alpha, alpha without seq_len, or
+        a stretch out of its bounds.
     """
     check_choice("attention softmax", kind, KINDS)
+    check_choice("attention blind_queries", blind_queries, BLIND_QUERIES)
+    options: dict[str, Any] = {}
+    if blind_queries != "zero":
+        options = {"blind_queries": blind_queries, "causal": causal}
     if kind == "vanilla":
         if any(value is not None for value in (gamma, zeta, alpha)):
             raise UserError(
                 "gamma, zeta and alpha belong to softmax='clipped', found softmax='vanilla': "
                 "set the softmax to 'clipped' or leave them unset."
             )
-        return softmax
+        return functools.partial(softmax, **options) if options else softmax
+    gamma, zeta = _stretch(gamma, zeta, alpha, seq_len)
+    return functools.partial(clipped_softmax, gamma=gamma, zeta=zeta, **options)
+
+
+def _stretch(
+    gamma: float | None, zeta: float | None, alpha: float | None, seq_len: int | None
+) -> tuple[float, float]:
+    """Returns the (gamma, zeta) that `make_softmax` is asked for, checked."""
     if gamma is None and alpha is None and zeta is None:
         raise UserError(
             "clipped softmax needs gamma, alpha or zeta, found none of them: the paper uses gamma "
@@ -119,4 +173,4 @@ def make_softmax(
         gamma = -alpha / seq_len
     gamma, zeta = gamma or 0.0, 1.0 if zeta is None else zeta
     check_stretch(gamma, zeta)
-    return functools.partial(clipped_softmax, gamma=gamma, zeta=zeta)
+    return gamma, zeta

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -33,10 +33,13 @@ class TransformerConfig:
     """Sizes and switches of every family; the defaults are a base model. Rates in [0, 1).
 
     Attributes:
+      causal: of the family, whether a token may see no later one.
       remat: what the backward pass computes again instead of keeping it: "none"; "dots", all but
         the products with weights; "full", whole layers.
       loss_chunk: positions of each sequence whose logits exist at a time; 0 for all.
     """
+
+    causal: ClassVar[bool] = False
 
     hidden_size: int = 768
     num_layers: int = 12
@@ -54,7 +57,7 @@ class TransformerConfig:
     quant: QuantSpec | None = None
 
     def __post_init__(self):
-        """Raises UserError for a size below 1 or a rate outside [0, 1)."""
+        """Raises UserError for a size below 1, a rate outside [0, 1) or a gate that looks ahead."""
         for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} must be at least 1, found {getattr(self, name)}.")
@@ -62,6 +65,12 @@ class TransformerConfig:
             raise UserError(
                 "model.num_heads must divide model.hidden_size, found "
                 f"{self.num_heads} heads and hidden size {self.hidden_size}."
+            )
+        if self.causal and self.gate is not None and self.gate.pooled and self.gate.masked:
+            raise UserError(
+                "a causal model cannot have model.attention.gate_per=head, whose average over the "
+                "sequence shows each token all later ones: choose gate_per=token, or "
+                "gate_per=head_unmasked for the published variant that looks ahead."
             )
         check_choice("train.remat", self.remat, REMAT)
         if self.loss_chunk < 0:

@@ -18,7 +18,7 @@ class Scores(NamedTuple):
     Attributes:
       loss: summed cross-entropy in nats, float32 [B].
       weight: number of labelled items, float32 [B].
-      correct: number of those whose label has the largest logit, float32 [B].
+      correct: number of those whose label's logit is above all others, float32 [B].
     """
 
     loss: jax.Array
@@ -29,17 +29,28 @@ class Scores(NamedTuple):
 def token_scores(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> Scores:
     """Cross-entropy of each sequence over its labelled tokens."""
     logits_BxTxV = logits_BxTxV.astype(jnp.float32)
-    # A masked sum, no gather: every device looks among its own part of the vocabulary.
-    is_label = jnp.arange(logits_BxTxV.shape[-1]) == labels_BxT[..., None]
-    picked = jnp.sum(jnp.where(is_label, logits_BxTxV, 0.0), axis=-1)
-    nll_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - picked
+    own_BxT, right_BxT = _judge(logits_BxTxV, labels_BxT)
+    nll_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - own_BxT
     weight_BxT = (labels_BxT != IGNORED).astype(jnp.float32)
-    right_BxT = (picked == jnp.max(logits_BxTxV, axis=-1)) * weight_BxT
     return Scores(
         jnp.sum(nll_BxT * weight_BxT, axis=1),
         jnp.sum(weight_BxT, axis=1),
-        jnp.sum(right_BxT, axis=1),
+        jnp.sum(right_BxT * weight_BxT, axis=1),
     )
+
+
+def _judge(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[..., V] and [...] -> the label's logit, and whether it is above all others.
+
+    A tie is not right: whoever predicts nothing would be, on all equal logits. Nor is a NaN
+    anywhere, nor a label out of range, whose logit is 0 here.
+    """
+    # A masked sum, no gather: every device looks among its own part of the vocabulary.
+    is_label = jnp.arange(logits.shape[-1]) == labels[..., None]
+    own = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
+    highest_other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    return own, known & (own > highest_other)
 
 
 def chunked_scores(
@@ -83,8 +94,9 @@ def chunked_scores(
 
 def class_scores(logits_BxC: jax.Array, target_BxC: jax.Array, labels_B: jax.Array) -> Scores:
     """Cross-entropy of each example against a distribution over classes; each weighs 1."""
-    log_probs_BxC = jax.nn.log_softmax(logits_BxC.astype(jnp.float32), axis=-1)
-    right_B = jnp.argmax(logits_BxC, axis=-1) == labels_B
+    logits_BxC = logits_BxC.astype(jnp.float32)
+    log_probs_BxC = jax.nn.log_softmax(logits_BxC, axis=-1)
+    _, right_B = _judge(logits_BxC, labels_B)
     return Scores(
         -jnp.sum(target_BxC * log_probs_BxC, axis=-1),
         jnp.ones(labels_B.shape, jnp.float32),

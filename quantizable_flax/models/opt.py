@@ -1,6 +1,7 @@
 """OPT for causal language modelling: pre-LN, ReLU, tied head without bias (arXiv 2205.01068)."""
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -31,6 +32,8 @@ class OptConfig(TransformerConfig):
       embed_size: width of the word table where it is not `hidden_size`.
       pad_token_id: its embedding row gets no gradient from the lookup.
     """
+
+    causal: ClassVar[bool] = True
 
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.006

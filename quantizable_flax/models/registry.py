@@ -72,6 +72,8 @@ def _softmax(config: ml_collections.ConfigDict, built: Any) -> SoftmaxFn:
         zeta=attention.zeta,
         alpha=attention.alpha,
         seq_len=seq_len,
+        blind_queries=attention.blind_queries,
+        causal=built.causal,
     )
 
 

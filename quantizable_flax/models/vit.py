@@ -23,7 +23,7 @@ class VitConfig(TransformerConfig):
     Attributes:
       patch_layer_norm: a LayerNorm behind the patch embedding (arXiv 2306.12929, appendix B).
       num_registers: learned tokens beside the class token, without position (arXiv 2309.16588).
-      pixel_mean: of each channel, subtracted from uint8 pixels brought to [0, 1].
+      pixel_mean: of each channel, subtracted from integer pixels brought to [0, 1].
       pixel_std: what they are divided by then.
       label_smoothing: share of a training label's mass that all classes get evenly.
       mixup_alpha, cutmix_alpha, mix_probability, cutmix_share: see `models.mixing.mix`; 0 is off.
@@ -164,10 +164,15 @@ class VitForImageClassification(nn.Module):
         self.head = c.dense(c.num_classes, ("embed", None), quant=c.head_quant)
 
     def normalise(self, images_BxHxWxC: jax.Array) -> jax.Array:
-        """uint8 pixels -> `(pixels / 255 - pixel_mean) / pixel_std`; floats are taken as they are.
+        """Pixels in 0..255 -> `(pixels / 255 - pixel_mean) / pixel_std`; floats stay as they are.
+
+        Pixels are uint8 or an integer of 32 bits and more, where those outside 0..255 come out as
+        NaN: a compiled program cannot refuse them, and samples of 16 bits must not pass for dark
+        images.
 
         Raises:
-          UserError: images of another size than the model's.
+          UserError: images of another size than the model's, or of a dtype that holds no such
+            pixels.
         """
         c = self.config
         expected = (c.image_size, c.image_size, c.channels)
@@ -176,10 +181,20 @@ class VitForImageClassification(nn.Module):
                 f"images must have shape [batch, {', '.join(map(str, expected))}] (height, width, "
                 f"channels), found {list(images_BxHxWxC.shape)}."
             )
-        if images_BxHxWxC.dtype != jnp.uint8:
+        dtype = images_BxHxWxC.dtype
+        if jnp.issubdtype(dtype, jnp.floating):
             return images_BxHxWxC.astype(c.dtype)
-        mean, std = jnp.asarray(c.pixel_mean), jnp.asarray(c.pixel_std)
-        return ((images_BxHxWxC / 255.0 - mean) / std).astype(c.dtype)
+        wide = jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).bits >= 32
+        if dtype != jnp.uint8 and not wide:
+            raise UserError(
+                "images must be pixels in 0..255 as uint8 or int32, or floats that are normalised "
+                f"already, found {dtype}: convert them, and samples of 16 bits divided by 257."
+            )
+        pixels = jnp.asarray(images_BxHxWxC, jnp.float32)
+        if wide:
+            pixels = jnp.where((pixels >= 0.0) & (pixels <= 255.0), pixels, jnp.nan)
+        mean, std = (jnp.asarray(x, jnp.float32) for x in (c.pixel_mean, c.pixel_std))
+        return ((pixels / 255.0 - mean) / std).astype(c.dtype)
 
     def encode(self, images_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:
         """Images, as `__call__` takes them -> hidden states behind the last LayerNorm [B, T, D]."""
@@ -193,7 +208,7 @@ class VitForImageClassification(nn.Module):
         """Returns float32 logits [B, num_classes].
 
         Args:
-          images_BxHxWxC: uint8 pixels, or floats that are normalised already.
+          images_BxHxWxC: integer pixels in 0..255, or floats that are normalised already.
           train: True applies dropout and needs a "dropout" rng.
         """
         x_BxD = self._encode(images_BxHxWxC, train)[:, 0]

@@ -158,7 +158,9 @@ def precision_of(*operands: jax.Array) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if exact else None
 
 
-def product(equation: str, x: Tensor, y: Tensor, dtype: Any = None) -> jax.Array:
+def product(
+    equation: str, x: Tensor, y: Tensor, dtype: Any = None, precision: Any = None
+) -> jax.Array:
     """The einsum of two tensors, of integers wherever both operands are int8 codes.
 
     `sum s_x (q_x - z_x) s_y (q_y - z_y)` is computed as `s_x s_y` times a sum of integers. In the
@@ -173,6 +175,7 @@ def product(equation: str, x: Tensor, y: Tensor, dtype: Any = None) -> jax.Array
       x: the left operand; its scale must not vary along contracted axes, else values are used.
       y: the right operand, the same.
       dtype: compute dtype of floats, by default as the operands are.
+      precision: of products of floats, as `jnp.einsum` takes it.
 
     Returns:
       float32 if an operand is quantized or `dtype` is None, else `dtype`.
@@ -181,7 +184,7 @@ def product(equation: str, x: Tensor, y: Tensor, dtype: Any = None) -> jax.Array
     left, right, out = equation.replace("->", ",").split(",")
     if not (isinstance(x, Quantized) or isinstance(y, Quantized)):
         x, y = (a if dtype is None else a.astype(dtype) for a in (x, y))
-        return _einsum(equation, x, y, dtype or jnp.float32)
+        return _einsum(equation, x, y, dtype or jnp.float32, precision)
     if not (_factors(x, left, out) and _factors(y, right, out)):
         return _einsum(equation, values(x), values(y))
     if isinstance(x, Quantized) and isinstance(y, Quantized) and x.is_int8 and y.is_int8:
@@ -192,8 +195,11 @@ def product(equation: str, x: Tensor, y: Tensor, dtype: Any = None) -> jax.Array
     return rounded(total * scale)
 
 
-def _einsum(equation: str, x: jax.Array, y: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
-    return jnp.einsum(equation, x, y, precision=precision_of(x, y), preferred_element_type=dtype)
+def _einsum(
+    equation: str, x: jax.Array, y: jax.Array, dtype: Any = jnp.float32, precision: Any = None
+) -> jax.Array:
+    precision = precision_of(x, y) if precision is None else precision
+    return jnp.einsum(equation, x, y, precision=precision, preferred_element_type=dtype)
 
 
 def _factor(x: Tensor, dtype: Any) -> jax.Array:

@@ -1,5 +1,7 @@
 """The drop-in for `flax.linen.MultiHeadDotProductAttention`."""
 
+import inspect
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -76,6 +78,95 @@ def test_bias_is_added_to_the_scores():
     v = jnp.arange(2.0)[None, :, None, None] * jnp.ones((1, 2, 1, 4))
     bias = jnp.array([0.0, jnp.log(3.0)])[None, None, None]
     np.testing.assert_allclose(attention_fn("vanilla")(q, q, v, bias=bias), 0.75, rtol=1e-6)
+
+
+def test_precision_reaches_both_products(variables, hidden):
+    module = flax_module(attention_fn=attention_fn("vanilla"), precision="high")  # no default
+    lowered = jax.jit(module.apply).lower(variables, hidden).as_text()
+    products = [line for line in lowered.splitlines() if "dot_general" in line]
+    assert len(products) == 6  # query, key, value, scores, context, output
+    assert all("[HIGH, HIGH]" in line for line in products)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dtype_is_that_of_the_computation(variables, hidden, dtype):
+    ours = flax_module(attention_fn=attention_fn("vanilla"), dtype=dtype)
+    theirs = flax_module(dtype=dtype)
+    actual, expected = (module.apply(variables, hidden) for module in (ours, theirs))
+    assert actual.dtype == expected.dtype == dtype
+    # bfloat16 has 8 bits: theirs rounds scores and probabilities to it, ours does not.
+    limit = 1e-6 if dtype == jnp.float32 else 3e-2
+    np.testing.assert_allclose(actual, expected, rtol=limit, atol=limit)
+    # Operands of several dtypes are promoted.
+    q = jnp.ones((1, 2, 1, 4), jnp.bfloat16)
+    assert attention_fn("vanilla")(q, q.astype(jnp.float32), q).dtype == jnp.float32
+    assert attention_fn("vanilla")(q, q.astype(jnp.float32), q, dtype=dtype).dtype == dtype
+
+
+def test_weights_are_sown_after_the_clip_and_before_dropout(variables, hidden):
+    def sown(module, **options):
+        options |= {"mask": MASK, "sow_weights": True, "mutable": ["intermediates"]}
+        _, kept = module.apply(variables, hidden, **options)
+        (weights,) = kept["intermediates"]["attention_weights"]
+        return weights
+
+    probs = sown(flax_module())
+    np.testing.assert_allclose(
+        sown(flax_module(attention_fn=attention_fn("vanilla"))), probs, rtol=1e-5, atol=1e-6
+    )
+    clipping = flax_module(attention_fn=attention_fn(gamma=-0.2), dropout_rate=0.5)
+    found = sown(clipping, deterministic=False, dropout_rng=jax.random.key(1))
+    np.testing.assert_allclose(found, jnp.clip(1.2 * probs - 0.2, 0.0, 1.0), rtol=1e-5, atol=1e-6)
+
+
+def test_causal_flag_is_a_mask():
+    q, k, v = jax.random.normal(jax.random.key(4), (3, 2, 6, HEADS, 8))
+    attend = attention_fn(gamma=-0.05)
+    expected = attend(q, k, v, mask=MASK)
+    np.testing.assert_array_equal(attend(q, k, v, is_causal=True), expected)
+    keys = jnp.arange(6) < 4
+    both = attend(q, k, v, mask=keys[None, None, None].astype(jnp.float32), is_causal=True)
+    np.testing.assert_array_equal(both, attend(q, k, v, mask=MASK & keys))
+
+
+def test_queries_that_see_nothing_get_what_is_asked_for():
+    q, k, v = jax.random.normal(jax.random.key(5), (3, 1, 4, HEADS, 8))
+    mask = jnp.arange(4)[:, None] > 1  # the first two queries see nothing
+    zero, uniform = (
+        attention_fn("vanilla", blind_queries=kind)(q, k, v, mask=mask)
+        for kind in ("zero", "uniform")
+    )
+    np.testing.assert_array_equal(zero[:, :2], 0.0)
+    mean = np.broadcast_to(v.mean(1, keepdims=True), zero[:, :2].shape)
+    np.testing.assert_allclose(uniform[:, :2], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(zero[:, 2:], uniform[:, 2:])
+
+
+def test_products_of_the_caller_are_refused(variables, hidden):
+    def einsum():
+        return jnp.einsum
+
+    module = flax_module(
+        attention_fn=attention_fn("vanilla"),
+        qk_attn_weights_einsum_cls=einsum,
+        attn_weights_value_einsum_cls=einsum,
+    )
+    with pytest.raises(UserError, match="found qk_attn_weights_einsum: leave it out"):
+        module.apply(variables, hidden)
+    x = jnp.zeros((1, 2, 1, 4))
+    with pytest.raises(UserError, match="found einsum_dot_general"):
+        attention_fn("vanilla")(x, x, x, einsum_dot_general=jax.lax.dot_general)
+
+
+def test_an_unknown_keyword_is_named():
+    x = jnp.zeros((1, 2, 1, 4))
+    with pytest.raises(TypeError, match="presicion"):
+        attention_fn("vanilla")(x, x, x, presicion="highest")
+
+
+def test_every_keyword_of_flax_is_known():
+    taken = inspect.signature(attention_fn("vanilla")).parameters
+    assert set(inspect.signature(nn.dot_product_attention).parameters) <= set(taken)
 
 
 def test_wrong_options_are_refused_when_made_not_when_called():

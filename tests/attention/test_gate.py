@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,7 +36,7 @@ def test_start_is_noisy_by_init_std(kind, hidden):
 @pytest.mark.parametrize("kind", KINDS)
 def test_shape_is_one_factor_per_head_and_token_or_sequence(kind, per, hidden):
     gate, variables = fresh(GateConfig(kind, per), hidden)
-    tokens = 1 if per == "head" or kind == "unconditional" else hidden.shape[1]
+    tokens = 1 if per != "token" or kind == "unconditional" else hidden.shape[1]
     assert gate.apply(variables, hidden).shape == (hidden.shape[0], tokens, HEADS, 1)
 
 
@@ -69,10 +70,74 @@ def test_gate_of_a_token_sees_no_other_token(kind, hidden):
 def test_pooled_is_what_sees_other_tokens():
     for kind in KINDS:
         assert not GateConfig(kind, "token").pooled
-        assert GateConfig(kind, "head").pooled == (kind != "unconditional")
+        for per in ("head", "head_unmasked"):
+            assert GateConfig(kind, per).pooled == (kind != "unconditional")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "unconditional"])
+POOLED = [kind for kind in KINDS if kind != "unconditional"]
+
+
+@pytest.mark.parametrize("kind", POOLED)
+def test_pooled_gate_averages_visible_tokens_alone(kind, hidden):
+    gate, variables = fresh(GateConfig(kind, "head", init_std=1.0), hidden)
+    unmasked = Gate(GateConfig(kind, "head_unmasked", init_std=1.0), HEADS)
+    visible = np.array([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]], bool)
+    found = gate.apply(variables, hidden, visible[:, None, None, :])
+    for row, seen in enumerate(visible):
+        alone = gate.apply(variables, hidden[row : row + 1, seen])
+        # Sums of four or five terms and of zeros, in another order.
+        np.testing.assert_allclose(found[row], alone[0], rtol=1e-5)
+    everything = gate.apply(variables, hidden)
+    published = unmasked.apply(variables, hidden, visible[:, None, None, :])
+    np.testing.assert_array_equal(published, everything)
+    assert np.abs(published - found).min() > 1e-4
+    shown = gate.apply(variables, hidden, np.ones((1, 1, 1, 6), bool))
+    np.testing.assert_allclose(shown, everything, rtol=1e-6)
+
+
+def test_pooled_gate_takes_masks_of_every_shape_that_broadcasts(hidden):
+    gate, variables = fresh(GateConfig("linear", "head", init_std=1.0), hidden)
+    keys = jnp.arange(6) < 4
+    expected = gate.apply(variables, hidden, keys[None, None, None])
+    for mask in (keys, keys[None], keys[None, None], keys[None, None, None].astype(jnp.int32)):
+        np.testing.assert_array_equal(gate.apply(variables, hidden, mask), expected)
+    by_head = jnp.stack([keys, ~keys, keys, ~keys])[None, :, None, :]
+    found = gate.apply(variables, hidden, by_head)
+    other = gate.apply(variables, hidden, ~keys)
+    np.testing.assert_array_equal(found[:, :, ::2], expected[:, :, ::2])
+    np.testing.assert_array_equal(found[:, :, 1::2], other[:, :, 1::2])
+
+
+def test_pooled_gate_that_sees_nothing_is_finite(hidden):
+    gate, variables = fresh(GateConfig("linear", "head", init_std=1.0), hidden)
+    found = gate.apply(variables, hidden, jnp.zeros((2, 1, 1, 6), bool))
+    np.testing.assert_array_equal(found, 0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pooled_gate_refuses_what_differs_from_query_to_query(kind, hidden):
+    causal = jnp.tril(jnp.ones((6, 6), bool))
+    module = MultiHeadAttention(HEADS, gate=GateConfig(kind, "head"))
+    published = module.clone(gate=GateConfig(kind, "head_unmasked"))
+    variables = published.init(jax.random.key(0), hidden)
+    for mask in (causal, causal[None, None], jnp.ones((2, HEADS, 6, 6), bool)):
+        published.apply(variables, hidden, mask)
+        if kind == "unconditional":  # looks at no token
+            module.apply(variables, hidden, mask)
+            continue
+        with pytest.raises(UserError, match=r"one mask for all queries.*gate_per=head_unmasked"):
+            module.apply(variables, hidden, mask)
+
+
+@pytest.mark.parametrize("per", ["head", "head_unmasked"])
+def test_pooled_gate_with_a_cache_is_refused(per, hidden):
+    module = MultiHeadAttention(HEADS, gate=GateConfig("linear", per))
+    variables = module.init(jax.random.key(0), hidden)
+    with pytest.raises(UserError, match=f"sees no other token, found gate_per={per}"):
+        module.apply(variables, hidden, cache_at=0, mutable=["cache"])
+
+
+@pytest.mark.parametrize("kind", POOLED)
 def test_finetune_without_noise_leaves_attention_unchanged(kind, hidden):
     plain = MultiHeadAttention(HEADS)
     variables = nn.meta.unbox(plain.init(jax.random.key(1), hidden))
@@ -119,7 +184,7 @@ def test_parameter_count_is_that_of_table_4(options, count, hidden):
     ("options", "sentence"),
     [
         ({"kind": "liner"}, r"found 'liner' \(did you mean 'linear'"),
-        ({"per": "tokens"}, r"token or head, found 'tokens' \(did you mean 'token'"),
+        ({"per": "tokens"}, r"token, head, head_unmasked, found 'tokens' \(did you mean 'token'"),
         ({"pi_init": 1.0}, r"gate_pi_init must be in \(0, 1\), found 1.0"),
         ({"pi_init": 0.0}, r"gate_pi_init must be in \(0, 1\), found 0.0"),
         ({"hidden": 0}, "gate_hidden must be at least 1, found 0"),

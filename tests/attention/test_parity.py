@@ -19,7 +19,6 @@ from tests.helpers import (
     golden,
     golden_names,
     is_key_bias,
-    original_opt_softmax,
     pairs,
 )
 
@@ -66,7 +65,9 @@ class Variant:
         return self.module.apply({"params": params}, hidden, self.mask)
 
     def with_our_softmax(self) -> "Variant":
-        softmax_fn = build_model(self.config).config.softmax_fn
+        config = self.config.copy_and_resolve_references()
+        config.model.attention.blind_queries = "zero"
+        softmax_fn = build_model(config).config.softmax_fn
         return dataclasses.replace(self, module=self.module.clone(softmax_fn=softmax_fn))
 
 
@@ -78,15 +79,14 @@ def load(family: str, name: str) -> Variant:
     config = CONFIGS[family]({**sizes, **unused, "seq": length, "attention": original})
     if "max_seq_length" in original:  # only alpha asks for it
         config.model.max_position_embeddings = config.data.seq_len = original["max_seq_length"]
+    config.model.attention.blind_queries = "uniform"
     built = build_model(config).config
     mask = jnp.asarray(file["in/mask_2d"], bool)[:, None, None, :]
-    softmax_fn = built.softmax_fn
     if family == "opt":
         mask &= jnp.tril(jnp.ones((length, length), bool))
-        softmax_fn = original_opt_softmax(softmax_fn)
     module = MultiHeadAttention(
         built.num_heads,
-        softmax_fn=softmax_fn,
+        softmax_fn=built.softmax_fn,
         gate=built.gate,
         output_projection=family == "opt",
     )

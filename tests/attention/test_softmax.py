@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from quantizable_flax import UserError, clipped_softmax, make_softmax, softmax
+from quantizable_flax.attention.softmax import BLIND_QUERIES
 from tests.helpers import deviation, golden
 
 # Both sides are float32 and sum 16 terms, in another order: some 1e-7 apart (measured 3e-7). A
@@ -17,23 +18,43 @@ FORWARD, BACKWARD = 1e-5, 1e-4
 MASKS = ("none", "bert", "full", "causal")
 
 
+@pytest.mark.parametrize("blind_queries", BLIND_QUERIES)
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("case", range(5))
-def test_matches_the_original_where_a_key_is_visible(case, kind):
+def test_matches_the_original(case, kind, blind_queries):
     file = golden("softmax")
     gamma, zeta = file.config["gamma_eta"][case]
     mask = jnp.asarray(file[f"in/mask_{kind}"] == 0)
     scores, cot = jnp.asarray(file["in/scores"]), jnp.asarray(file["in/cot"])
-    # A row that sees nothing is 0 here and uniform in the original: a difference on purpose.
-    seeing = np.broadcast_to(mask.any(-1, keepdims=True), scores.shape)
+    # A row that sees nothing is uniform in the original, and 0 here unless asked for that.
+    compared = np.broadcast_to(mask.any(-1, keepdims=True), scores.shape)
+    if blind_queries == "uniform":
+        compared = np.ones_like(compared)
+    softmax_fn = make_softmax("clipped", gamma=gamma, zeta=zeta, blind_queries=blind_queries)
 
-    probs, backward = jax.vjp(lambda s: clipped_softmax(s, mask, gamma=gamma, zeta=zeta), scores)
+    probs, backward = jax.vjp(lambda s: softmax_fn(s, mask), scores)
     (grad,) = backward(cot)
 
-    assert np.all(np.asarray(probs)[~seeing] == 0.0)
-    assert np.all(np.asarray(grad)[~seeing] == 0.0)
-    assert deviation(probs * seeing, file[f"out/{case}/{kind}"] * seeing) < FORWARD
-    assert deviation(grad * seeing, file[f"grad/{case}/{kind}"] * seeing) < BACKWARD
+    assert np.all(np.asarray(probs)[~compared] == 0.0)
+    assert np.all(np.asarray(grad)[~compared] == 0.0)
+    assert deviation(probs * compared, file[f"out/{case}/{kind}"] * compared) < FORWARD
+    assert deviation(grad * compared, file[f"grad/{case}/{kind}"] * compared) < BACKWARD
+
+
+@pytest.mark.parametrize("stretch", [{}, {"gamma": -0.1}, {"gamma": -0.5}, {"zeta": 1.5}])
+@pytest.mark.parametrize("causal", [False, True])
+def test_uniform_blind_queries_change_no_other_row(causal, stretch):
+    # Padding on the left: the first two queries see nothing, not even themselves.
+    mask = jnp.tril(jnp.ones((5, 5), bool)) & (jnp.arange(5) >= 2)
+    scores = 9.0 * jax.random.normal(jax.random.key(0), (2, 3, 5, 5))
+    options = {"kind": "clipped" if stretch else "vanilla", **stretch}
+    uniform = make_softmax(**options, blind_queries="uniform", causal=causal)(scores, mask)
+    zero = make_softmax(**options)(scores, mask)
+    np.testing.assert_array_equal(uniform[..., 2:, :], zero[..., 2:, :])
+    gamma, zeta = stretch.get("gamma", 0.0), stretch.get("zeta", 1.0)
+    expected = max((zeta - gamma) / 5 + gamma, 0.0)
+    np.testing.assert_allclose(uniform[..., :2, :], expected, rtol=1e-6)
+    np.testing.assert_array_equal(zero[..., :2, :], 0.0)
 
 
 @pytest.mark.parametrize("gamma", [0.0, -0.1])
@@ -144,6 +165,7 @@ def test_without_stretch_clipped_is_vanilla():
         ({"kind": "clipped", "alpha": 4.0}, "found alpha=4.0, sequence length None"),
         ({"kind": "clipped", "alpha": -1.0, "seq_len": 8}, "found alpha=-1.0, sequence length 8"),
         ({"kind": "vanilla", "gamma": -0.1}, "belong to softmax='clipped'"),
+        ({"blind_queries": "unifrom"}, r"zero, uniform, found 'unifrom' \(did you mean 'uniform'"),
     ],
 )
 def test_wrong_options_are_named(arguments, sentence):

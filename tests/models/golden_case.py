@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from quantizable_flax import build_model
 from quantizable_flax.interop import from_state_dict
-from tests.helpers import INPUTS, as_in_the_original, batch_of, config_of, golden
+from tests.helpers import INPUTS, batch_of, config_of, golden
 
 
 class Case:
     """A golden model: its config, our model and params, the golden batch.
 
-    `model` treats padded queries as the original does (they differ for OPT), `own_model` as we do.
+    `model` treats queries that see no key as the original does, `own_model` as ours by default.
     """
 
     def __init__(self, name: str):
@@ -22,9 +22,10 @@ class Case:
         self.config = config_of(self.file)
         self.weights = self.file.group("w")
         self.params = jax.tree.map(jnp.asarray, self.ours(self.weights))
-        self.own_model = build_model(self.config)
-        opt = self.family == "opt"
-        self.model = as_in_the_original(self.own_model) if opt else self.own_model
+        self.model = build_model(self.config)
+        own = self.config.copy_and_resolve_references()
+        own.model.attention.blind_queries = "zero"
+        self.own_model = build_model(own)
         self.batch = batch_of(self.file)
 
     def ours(self, tensors):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from quantizable_flax.models.losses import (
+    chunked_scores,
     class_scores,
     select_labelled,
     smooth_targets,
@@ -32,6 +33,39 @@ def test_token_scores_by_sequence():
         assert scores.weight[b] == len(known)
         assert scores.correct[b] == sum(log_probs[b, t].argmax() == label for t, label in known)
     assert {x.dtype for x in scores} == {jnp.dtype("float32")}
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("logits", "label", "right"),
+    [
+        ([1.0, 3.0, 2.0], 1, 1),
+        ([1.0, 3.0, 2.0], 2, 0),
+        ([0.0, 0.0, 0.0], 0, 0),  # whoever predicts nothing
+        ([3.0, 3.0, 2.0], 0, 0),
+        ([3.0, 3.0, 2.0], 1, 0),
+        ([0.0, -0.0, -1.0], 0, 0),
+        ([-1.0, -2.0, -3.0], 0, 1),
+        ([-1.0, -2.0, -3.0], 3, 0),  # out of range: no logit is the label's
+        ([-1.0, -2.0, -3.0], -1, 0),
+        ([NAN, 1.0, 0.0], 1, 0),
+        ([1.0, NAN, 0.0], 1, 0),
+        ([NAN, NAN, NAN], 0, 0),
+        ([-INF, -INF, -INF], 0, 0),
+        ([1.0, -INF, -INF], 0, 1),
+        ([INF, 1.0, INF], 0, 0),
+    ],
+)
+def test_only_a_logit_above_all_others_is_right(logits, label, right, dtype):
+    logits, labels = jnp.array([[logits, logits]], dtype), jnp.array([[label, -100]])
+    assert token_scores(logits, labels).correct == right
+    for chunk in (0, 1):
+        assert chunked_scores(lambda x: x, logits, labels, chunk).correct == right
+    targets = smooth_targets(labels[0], 3, 0.1)
+    np.testing.assert_array_equal(class_scores(logits[0], targets, labels[0]).correct, [right, 0])
 
 
 def test_labelled_positions_are_gathered_in_order():

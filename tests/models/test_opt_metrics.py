@@ -39,6 +39,13 @@ def site_names(config) -> dict[str, str]:
 
 
 @functools.cache
+def eval_step(name: str):
+    """One program for all batches of a model."""
+    case = load(name)
+    return make_eval_step(case.model, outlier_sites(case.config))
+
+
+@functools.cache
 def evaluated(name: str):
     """(what we find, what the original's evaluation script printed, our names of its sites)."""
     case, metrics, key = load(name), golden("metrics_opt"), name.removeprefix("model_")
@@ -47,10 +54,8 @@ def evaluated(name: str):
         {key: x[start : start + size] for key, x in arrays.items()}
         for start in range(0, len(arrays["labels"]), size)
     ]
-    step = make_eval_step(case.own_model, outlier_sites(case.config))
-    found = evaluate(
-        step, case.params, batches, metric=case.own_model.metric, averaging="published"
-    )
+    step, metric = eval_step(name), case.model.metric
+    found = evaluate(step, case.params, batches, metric=metric, averaging="published")
     return found, metrics.config["metrics"][key], site_names(case.config)
 
 
@@ -85,6 +90,21 @@ def test_published_metrics(name):
 def test_published_average_kurtosis(name):
     found, expected, _ = evaluated(name)
     close(found.outliers["avg_kurtosis"], expected["avg_kurtosis"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_metrics_of_sequences_padded_on_the_left(name):
+    """There a query that sees no key predicts the first token, and counts in every statistic."""
+    case = load(name)
+    first = np.argmax(case.batch["attention_mask"], axis=1)
+    assert first.any()
+    metric = case.model.metric
+    found = evaluate(eval_step(name), case.params, [case.batch], metric=metric)
+    close(found.loss, case.file["out/loss"])
+    hidden = case.file["out/hidden_last"]
+    if case.config.model.pre_layer_norm and len(hidden) == len(first):  # the subset keeps one row
+        for statistic, rows in row_statistics(hidden.reshape(len(hidden), -1)).items():
+            close(found.sites[f"final_layer_norm/output:{statistic}"], rows.mean())
 
 
 def row_statistics(rows: np.ndarray) -> dict[str, np.ndarray]:

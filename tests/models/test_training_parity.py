@@ -10,7 +10,6 @@ from quantizable_flax import build_model
 from quantizable_flax.interop import from_state_dict
 from quantizable_flax.training.optimizer import make_optimizer, make_schedule
 from tests.helpers import (
-    as_in_the_original,
     batch_of,
     config_of,
     golden,
@@ -33,7 +32,6 @@ def train(file):
     config.optimizer.decay_layer_norm = settings["wd_LN_gamma"]
     config.optimizer.clip_norm = settings["max_grad_norm"]
     model, optimizer = build_model(config), make_optimizer(config, settings["total_steps"])
-    model = as_in_the_original(model) if config.model.name == "opt" else model
 
     @jax.jit
     def step(params, state, batch):

@@ -71,7 +71,32 @@ def test_pixels_are_normalised_by_channel_and_floats_are_not():
     np.testing.assert_array_equal(model.normalise(floats), floats)
 
 
-@pytest.mark.parametrize("shape", [(2, 16, 12, 3), (2, 3, 16, 16), (2, 16, 16, 1)])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64, np.uint64])
+def test_wide_integers_are_the_same_pixels(dtype):
+    model = build_model(small_config("vit"))
+    pixels = np.asarray(IMAGES).astype(dtype)
+    expected = model.normalise(IMAGES)
+    for images in (pixels, jnp.asarray(pixels)):
+        np.testing.assert_array_equal(model.normalise(images), expected)
+    # What is no such pixel comes out as no number, in a compiled program too.
+    pixels[0, 0, 0], pixels[1, 2, 3, 1] = (0, 255, 256), 65535
+    found = np.asarray(jax.jit(model.normalise)(pixels))
+    wrong = (pixels < 0) | (pixels > 255)
+    assert wrong.sum() == 2
+    np.testing.assert_array_equal(np.isnan(found), wrong)
+    assert np.isnan(model.normalise(np.full(IMAGES.shape, -1, np.int32))).all()
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint16, np.int16, np.complex64])
+def test_pixels_of_another_scale_are_refused(dtype):
+    model = build_model(small_config("vit"))
+    with pytest.raises(UserError, match=f"0..255 as uint8 or int32.*found {np.dtype(dtype)}"):
+        model.normalise(np.zeros(IMAGES.shape, dtype))
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 16, 12, 3), (2, 3, 16, 16), (2, 16, 16, 1), (2, 16, 16), (2, 1, 16, 16, 3)]
+)
 def test_images_of_another_shape_are_named(shape):
     model, params = small_model("vit")
     with pytest.raises(UserError, match=r"shape \[batch, 16, 16, 3\].*found \[2, "):
