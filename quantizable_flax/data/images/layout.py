@@ -6,6 +6,7 @@ import os
 from typing import NamedTuple
 
 from quantizable_flax.data.images.entries import Container, Entry
+from quantizable_flax.data.images.pool import normalised
 from quantizable_flax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ class ImageFile(NamedTuple):
 
     @property
     def key(self) -> str:
-        """`class/file`, wherever it lies."""
-        return "/".join(self.entry.name.rsplit("/", 2)[-2:])
+        """`class/file`, wherever it lies and whatever its system does to accents."""
+        return normalised("/".join(self.entry.name.rsplit("/", 2)[-2:]))
 
 
 class _Contents(NamedTuple):
@@ -112,7 +113,7 @@ def _parts(name: str) -> tuple[str, str, str]:
     """Returns the folder of the classes, the class and the file name of an image."""
     folder, _, file = name.rpartition("/")
     root, _, class_name = folder.rpartition("/")
-    return root, class_name, file
+    return root, normalised(class_name), file
 
 
 def _roots(container: Container, contents: _Contents) -> dict[str, str]:
@@ -154,7 +155,9 @@ def _empty_folders(
     for folder in sorted(contents.folders - filled):
         root, _, name = folder.rpartition("/")
         if root in roots:
-            empty.append((roots[root], name, _no_images(container, folder, contents.others)))
+            empty.append(
+                (roots[root], normalised(name), _no_images(container, folder, contents.others))
+            )
     return empty
 
 
