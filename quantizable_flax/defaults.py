@@ -206,6 +206,7 @@ def _images() -> ConfigDict:
         {
             "image_key": "image",
             "label_key": "label",
+            "on_corrupt": "error",  # or "skip": in training, the next image takes its place
             "eval_crop": 1.0,  # share of the shorter side that the centre crop keeps
             "augment": {
                 "crop_scale": 1.0,  # smallest share of the area in a random resized crop, 1: none

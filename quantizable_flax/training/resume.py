@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from etils import epath
 
+from quantizable_flax import config as configuration
 from quantizable_flax.errors import UserError
 from quantizable_flax.training import distributed
 from quantizable_flax.training.checkpoint import saved_steps, split_step
@@ -154,7 +155,7 @@ def read_path(path: epath.Path, read: Callable[[epath.Path, int], T]) -> T:
 
 
 # Keys of `data` that do not change what a training step sees.
-FREE_DATA = ("workers", "cache_dir", "tfds_dir", "eval_crop")
+FREE_DATA = ("workers", "cache_dir", "tfds_dir", "eval_crop", "on_corrupt")
 # Keys of `quant` that leave a run that trains quantized what it is.
 FREE_QUANT = (
     "calibration_batches",
@@ -179,8 +180,9 @@ def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epat
     """Raises UserError if a run cannot continue with the asked configuration.
 
     The model and what fixes the order of the data must be those of the checkpoint, and so must
-    quantization where it is trained.
+    quantization where it is trained. Keys that its version did not know have their defaults.
     """
+    saved = configuration.from_dict(saved).to_dict()
     changes = []
     for group in ("model", "seed", "data", "train", "quant"):
         if group == "quant":

@@ -12,6 +12,7 @@ from PIL import Image
 from quantizable_flax.data.images import color, crops
 from quantizable_flax.data.images.decode import CHANNELS, open_image, to_array
 from quantizable_flax.data.images.rand_augment import MAX_MAGNITUDE, rand_augment
+from quantizable_flax.data.images.stand_ins import readable
 from quantizable_flax.data.task import Example
 from quantizable_flax.errors import UserError
 
@@ -47,8 +48,11 @@ class AugmentImage(grain.transforms.RandomMap):
         """Returns `images`, uint8 [S, S, C], and `labels`, int32.
 
         Raises:
-          UserError: a corrupt image, with its name.
+          UserError: a corrupt image, with its name, unless another takes its place.
         """
+        return readable(element, lambda one: self._augmented(one, rng))
+
+    def _augmented(self, element: dict[str, Any], rng: np.random.Generator) -> Example:
         recipe, name = self._recipe, element["name"]
         opened = open_image(element["image"], name)
         if recipe.crop_scale < 1:
@@ -69,8 +73,11 @@ class PrepareImage(grain.transforms.Map):
         """Returns `images`, uint8 [S, S, C], and `labels`, int32.
 
         Raises:
-          UserError: a corrupt image, with its name.
+          UserError: a corrupt image, with its name, unless another takes its place.
         """
+        return readable(element, self._prepared)
+
+    def _prepared(self, element: dict[str, Any]) -> Example:
         recipe, name = self._recipe, element["name"]
         opened = open_image(element["image"], name)
         size, crop = recipe.image_size, recipe.eval_crop

@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from quantizable_flax.data.images.augment import AugmentImage, PrepareImage, make_recipe
 from quantizable_flax.data.images.pool import Pool, normalised
 from quantizable_flax.data.images.sources import Dataset, open_validation_files, opener
+from quantizable_flax.data.images.stand_ins import CHOICES, TrainingImages
 from quantizable_flax.data.splits import validation_fraction
 from quantizable_flax.data.task import SPLITS, Source, Task, Transform
-from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.errors import UserError, check_choice, nearest
 
 
 class ImageTask(Task):
@@ -32,6 +33,7 @@ class ImageTask(Task):
         self._recipe = make_recipe(config)
         self._open = opener(config)
         self._fraction = validation_fraction(config.data)
+        check_choice("data.on_corrupt", config.data.on_corrupt, CHOICES)
         self._known: tuple[str, ...] | None = None
         if assets is not None:
             self._known = _classes_of(assets)
@@ -55,7 +57,8 @@ class ImageTask(Task):
         """
         if split == "train":
             shares = not (self._data.validation_files or self._dataset.has_validation)
-            return self._train.share(self._fraction, split) if shares else self._train.source
+            source = self._train.share(self._fraction, split) if shares else self._train.source
+            return TrainingImages(source, skip=self._data.on_corrupt == "skip")
         if split != "validation":
             raise UserError(
                 f"expected a split among {', '.join(SPLITS)}, found {split!r}"
