@@ -36,11 +36,12 @@ class UnreadableImageError(UserError):
 
     Attributes:
       found: the message up to the advice.
+      advice: what to do where an image may also be removed.
     """
 
     def __init__(self, found: str, advice: str = "replace or remove it"):
         super().__init__(found, advice)
-        self.found = found
+        self.found, self.advice = found, advice
 
     def __str__(self) -> str:
         return "; ".join(self.args)

@@ -18,7 +18,7 @@ class Pool:
 
     Attributes:
       source: elements {"image": encoded bytes or uint8 [H, W, C], "label": int, "name": str}; the
-        name is for messages.
+        name is for messages, and so is "mend", where a corrupt image cannot be replaced by itself.
       classes: the name of each label, `normalised`.
       positions_N: places in [0, 1), uniform, that decide which images are for validation.
     """

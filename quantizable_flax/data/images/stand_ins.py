@@ -11,10 +11,9 @@ from quantizable_flax.errors import UserError
 
 CHOICES = ("error", "skip")
 MOST_IN_A_ROW = 100  # more are no accident
-_ADVICE = (
-    "replace it (to remove it would change the order of a run that has begun), or set "
-    "data.on_corrupt='skip' to train without it"
-)
+# To remove an image would change the order of a run that has begun.
+_REPLACE = "replace it by any other image"
+_SKIP = "or set data.on_corrupt='skip' to train without it"
 _KEY = "stand_in"
 _log = logging.getLogger(__name__)
 _named: set[str] = set()
@@ -63,9 +62,10 @@ def readable(element: dict[str, Any], make: Callable[[dict[str, Any]], Example])
         except UnreadableImageError as error:
             stand_in = element.get(_KEY)
             if stand_in is None:
-                raise
+                raise UnreadableImageError(error.found, element.get("mend", error.advice)) from None
             if not stand_in.allowed:
-                raise UnreadableImageError(error.found, _ADVICE) from None
+                advice = f"{element.get('mend', _REPLACE)}, {_SKIP}"
+                raise UnreadableImageError(error.found, advice) from None
             _name_once(element["name"], error.found)
             element = stand_in.source[stand_in.index]
     raise UserError(

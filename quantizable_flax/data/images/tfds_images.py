@@ -30,6 +30,7 @@ class TfdsImages:
             "image": example[self._image_key],
             "label": self._label(example[self._label_key], name),
             "name": name,
+            "mend": "build the dataset again",
         }
 
     def _label(self, value: Any, name: str) -> int:

@@ -180,6 +180,25 @@ def test_names_of_members_lose_what_leads_out_of_the_archive(tmp_path):
     assert [name for name, _, _ in described(open_files(path).train())].count("dog") == 2
 
 
+@pytest.mark.parametrize("dialect", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_links_with_long_and_foreign_names(tmp_path, dialect):
+    long = "l" * 120
+    with tarfile.open(tmp_path / "A.TAR", "w", format=dialect) as archive:
+        member = tarfile.TarInfo(f"{long}/ü/{long}.png")
+        member.size = len(IMAGE)
+        archive.addfile(member, io.BytesIO(IMAGE))
+        for name, kind, target in (
+            (f"{long}/b/{long}1.png", tarfile.LNKTYPE, member.name),
+            (f"{long}/b/{long}2.png", tarfile.SYMTYPE, f"../ü/{long}.png"),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            archive.addfile(link)
+    pool = open_files(tmp_path / "A.TAR").train()
+    assert pool.classes == ("b", "ü")
+    assert [image for _, _, image in described(pool)] == [IMAGE] * 3
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "target", "pattern"),
     [
