@@ -207,6 +207,7 @@ def _images() -> ConfigDict:
         {
             "image_key": "image",
             "label_key": "label",
+            "on_corrupt": "error",  # or "skip": in training, the next image takes its place
             "eval_crop": 1.0,  # share of the shorter side that the centre crop keeps
             "augment": {
                 "crop_scale": 1.0,  # smallest share of the area in a random resized crop, 1: none
@@ -215,7 +216,12 @@ def _images() -> ConfigDict:
                 "rand_layers": 0,  # RandAugment: operations per image, 0: none
                 "rand_magnitude": 9.0,  # of 10
                 "rand_magnitude_std": 0.0,
-                "color_jitter": 0.0,  # brightness, contrast, saturation within 1 +- this
+                # Brightness, contrast, saturation within 1 +- this; RandAugment has changes of all
+                # three, so recipes have one of the two.
+                "color_jitter": 0.0,
+                "erase_probability": 0.0,  # of a box of noise; timm and DeiT: 0.25
+                "erase_min_area": 0.02,  # of that box, as a share of the image
+                "erase_max_area": 1 / 3,
             },
         }
     )

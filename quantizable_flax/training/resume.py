@@ -155,7 +155,7 @@ def read_path(path: epath.Path, read: Callable[[epath.Path, int], T]) -> T:
 
 
 # Keys of `data` that do not change what a training step sees.
-FREE_DATA = ("workers", "cache_dir", "tfds_dir", "eval_crop")
+FREE_DATA = ("workers", "cache_dir", "tfds_dir", "eval_crop", "on_corrupt")
 # Keys of `quant` that leave a run that trains quantized what it is.
 FREE_QUANT = (
     "calibration_batches",

@@ -11,7 +11,9 @@ from PIL import Image
 
 from quantizable_flax.data.images import color, crops
 from quantizable_flax.data.images.decode import CHANNELS, open_image, to_array
+from quantizable_flax.data.images.erase import erased
 from quantizable_flax.data.images.rand_augment import MAX_MAGNITUDE, rand_augment
+from quantizable_flax.data.images.stand_ins import readable
 from quantizable_flax.data.task import Example
 from quantizable_flax.errors import UserError
 
@@ -30,14 +32,19 @@ class Recipe:
     rand_magnitude: float
     rand_magnitude_std: float
     color_jitter: float
+    erase_probability: float
+    erase_min_area: float
+    erase_max_area: float
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
 
 
 class AugmentImage(grain.transforms.RandomMap):
     """Maps an element of an image source to an example for training.
 
     In this order: random resized crop (or the whole image, centred), padding and random crop,
-    horizontal flip, RandAugment, colour jitter. What is switched off draws no random numbers,
-    and with all of it off an image of the right size stays as it is.
+    horizontal flip, RandAugment, colour jitter, random erasing. What is switched off draws no
+    random numbers, and with all of it off an image of the right size stays as it is.
     """
 
     def __init__(self, recipe: Recipe):
@@ -47,8 +54,11 @@ class AugmentImage(grain.transforms.RandomMap):
         """Returns `images`, uint8 [S, S, C], and `labels`, int32.
 
         Raises:
-          UserError: a corrupt image, with its name.
+          UserError: a corrupt image, with its name, unless another takes its place.
         """
+        return readable(element, lambda one: self._augmented(one, rng))
+
+    def _augmented(self, element: dict[str, Any], rng: np.random.Generator) -> Example:
         recipe, name = self._recipe, element["name"]
         opened = open_image(element["image"], name)
         if recipe.crop_scale < 1:
@@ -56,7 +66,11 @@ class AugmentImage(grain.transforms.RandomMap):
             image = crops.resized_box(opened, box, recipe.image_size, recipe.channels, name)
         else:
             image = crops.centred(opened, recipe.image_size, 1.0, recipe.channels, name)
-        return _example(_augmented(image, recipe, rng), element)
+        image_HxWxC = to_array(_augmented(image, recipe, rng))
+        if recipe.erase_probability and rng.random() < recipe.erase_probability:
+            areas = (recipe.erase_min_area, recipe.erase_max_area)
+            image_HxWxC = erased(image_HxWxC, areas, recipe.pixel_mean, recipe.pixel_std, rng)
+        return _example(image_HxWxC, element)
 
 
 class PrepareImage(grain.transforms.Map):
@@ -69,12 +83,16 @@ class PrepareImage(grain.transforms.Map):
         """Returns `images`, uint8 [S, S, C], and `labels`, int32.
 
         Raises:
-          UserError: a corrupt image, with its name.
+          UserError: a corrupt image, with its name, unless another takes its place.
         """
+        return readable(element, self._prepared)
+
+    def _prepared(self, element: dict[str, Any]) -> Example:
         recipe, name = self._recipe, element["name"]
         opened = open_image(element["image"], name)
         size, crop = recipe.image_size, recipe.eval_crop
-        return _example(crops.centred(opened, size, crop, recipe.channels, name), element)
+        image = crops.centred(opened, size, crop, recipe.channels, name)
+        return _example(to_array(image), element)
 
 
 def _augmented(image: Image.Image, recipe: Recipe, rng: np.random.Generator) -> Image.Image:
@@ -90,8 +108,8 @@ def _augmented(image: Image.Image, recipe: Recipe, rng: np.random.Generator) -> 
     return image
 
 
-def _example(image: Image.Image, element: dict[str, Any]) -> Example:
-    return {"images": to_array(image), "labels": np.asarray(element["label"], dtype=np.int32)}
+def _example(image_HxWxC: np.ndarray, element: dict[str, Any]) -> Example:
+    return {"images": image_HxWxC, "labels": np.asarray(element["label"], dtype=np.int32)}
 
 
 def make_recipe(config: ConfigDict) -> Recipe:
@@ -116,13 +134,30 @@ def make_recipe(config: ConfigDict) -> Recipe:
         ),
         ("rand_magnitude_std", 0 <= augment.rand_magnitude_std < math.inf, "of at least 0"),
         ("color_jitter", 0 <= augment.color_jitter < math.inf, "of at least 0"),
+        ("erase_probability", 0 <= augment.erase_probability <= 1, "in [0, 1]"),
+        ("erase_min_area", 0 < augment.erase_min_area <= 1, "in (0, 1]"),
+        (
+            "erase_max_area",
+            augment.erase_min_area <= augment.erase_max_area <= 1,
+            "in [data.augment.erase_min_area, 1]",
+        ),
     ):
         _check(f"data.augment.{key}", augment[key], fits, wanted)
+    mean, std = (tuple(map(float, values)) for values in (model.pixel_mean, model.pixel_std))
+    if augment.erase_probability:
+        for key, values in (("pixel_mean", mean), ("pixel_std", std)):
+            each = f"with a value for each of the {model.channels} channels"
+            _check(f"model.{key}", values, len(values) == model.channels, each)
     return Recipe(
-        image_size=size, channels=model.channels, eval_crop=data.eval_crop, **augment.to_dict()
+        image_size=size,
+        channels=model.channels,
+        eval_crop=data.eval_crop,
+        pixel_mean=mean,
+        pixel_std=std,
+        **augment.to_dict(),
     )
 
 
-def _check(key: str, value: float, fits: bool, wanted: str) -> None:
+def _check(key: str, value: Any, fits: bool, wanted: str) -> None:
     if not fits:
         raise UserError(f"expected {key} {wanted}, found {value}; change it")

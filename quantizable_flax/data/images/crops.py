@@ -12,6 +12,8 @@ ASPECT = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 # JPEGs are decoded at a reduced size only where this many pixels still make one of the result.
 _OVERSAMPLING = 2
+# Longer ones are cut before they are scaled: a line of one pixel would grow beyond all memory.
+_MAX_ASPECT = 100
 
 
 class Box(NamedTuple):
@@ -65,6 +67,10 @@ def centred(image: Image.Image, size: int, crop: float, channels: int, name: str
     """
     shorter = int(size / crop + 1e-6)
     width, height = image.size
+    if max(width, height) > _MAX_ASPECT * min(width, height):
+        side = max(1, round(min(width, height) * size / shorter))
+        box = Box((width - side) // 2, (height - side) // 2, side, side)
+        return resized_box(image, box, size, channels, name)
     if width <= height:
         scaled = (shorter, max(shorter, int(shorter * height / width)))
     else:

@@ -5,14 +5,46 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from quantizable_flax.errors import UserError
 
 CHANNELS = {1: "L", 3: "RGB"}
-# The others that Pillow reads are not worth their risk with untrusted files.
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")
+# Pillow holds 4 bytes a pixel: a thread or process that decodes needs about 1 GiB at most.
+MAX_PIXELS = 2**28
+_SMALLER = "scale it down or remove it"
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+# By the first bytes, whatever the file is called. The others that Pillow reads are not worth their
+# risk with untrusted files. Image.open, which would choose one too, has a limit of its own for the
+# size, 179 million pixels, that belongs to the whole program.
+_READERS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
+    (b"\xff\xd8\xff", JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    (b"BM", BmpImageFile),
+    (b"RIFF", WebPImageFile),
+    (b"GIF8", GifImageFile),
+)
+
+
+class UnreadableImageError(UserError):
+    """An image that cannot be decoded.
+
+    Attributes:
+      found: the message up to the advice.
+      advice: what to do where an image may also be removed.
+    """
+
+    def __init__(self, found: str, advice: str = "replace or remove it"):
+        super().__init__(found, advice)
+        self.found, self.advice = found, advice
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 def open_image(value: bytes | np.ndarray, name: str) -> Image.Image:
@@ -23,12 +55,22 @@ def open_image(value: bytes | np.ndarray, name: str) -> Image.Image:
       name: what messages call it.
 
     Raises:
-      UserError: no image, with its name.
+      UnreadableImageError: no image, with its name.
     """
     if isinstance(value, np.ndarray):
         return Image.fromarray(value[..., 0] if value.shape[2:] == (1,) else value)
-    with _explained(name, empty=not value):
-        return Image.open(io.BytesIO(value), formats=_FORMATS)
+    reader = next((reader for start, reader in _READERS if value.startswith(start)), None)
+    found = "none of these, or a broken header" if value else "an empty file"
+    unknown = UnreadableImageError(
+        f"expected a JPEG, PNG, BMP, WebP or GIF image in {name}, found {found}"
+    )
+    if reader is None:
+        raise unknown
+    with _explained(name):
+        try:
+            return reader(io.BytesIO(value))
+        except SyntaxError:  # how Pillow refuses a header
+            raise unknown from None
 
 
 def load_image(
@@ -41,11 +83,10 @@ def load_image(
     not below `enough`, a width and a height: it decodes that much faster.
 
     Raises:
-      UserError: a truncated or corrupt image, with its name.
+      UnreadableImageError: an image that is truncated, corrupt or too large, with its name.
     """
     with _explained(name):
-        if enough is not None and image.format == "JPEG":
-            image.draft(None, (max(1, round(enough[0])), max(1, round(enough[1]))))
+        _check_size(image, name, enough)
         image.load()
         return _convert(image, CHANNELS[channels])
 
@@ -56,9 +97,25 @@ def to_array(image: Image.Image) -> np.ndarray:
     return image_HxW_ if image_HxW_.ndim == 3 else image_HxW_[..., None]
 
 
+def _check_size(image: Image.Image, name: str, enough: tuple[float, float] | None) -> None:
+    """Asks a JPEG for the size that is enough, and refuses what would not fit into memory."""
+    width, height = image.size
+    held = width * height
+    if enough is not None and image.format == "JPEG":
+        image.draft(None, (max(1, round(enough[0])), max(1, round(enough[1]))))
+        if "progressive" not in image.info:  # those are decoded whole before they are reduced
+            held = image.width * image.height
+    if held > MAX_PIXELS:
+        raise UnreadableImageError(
+            f"expected an image of at most {MAX_PIXELS:,} pixels, about 1 GiB once decoded, in "
+            f"{name}, found {width} x {height}",
+            _SMALLER,
+        )
+
+
 def _convert(image: Image.Image, mode: str) -> Image.Image:
     if image.mode in _SIXTEEN_BITS:
-        image = Image.fromarray((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("P", "PA"):
         # Straight to RGB, Pillow would warn about a palette with transparency.
         image = image.convert("RGBA")
@@ -66,18 +123,23 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _explained(name: str, *, empty: bool = False) -> Iterator[None]:
+def _explained(name: str) -> Iterator[None]:
     try:
         yield
-    except UnidentifiedImageError:
-        found = "an empty file" if empty else "none of these, or a broken header"
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:  # these two look at Pillow's limit by themselves
+        raise UnreadableImageError(
+            f"expected a WebP or GIF image within Pillow's limit in {name}, found '{error}'",
+            _SMALLER,
+        ) from None
+    except MemoryError:
         raise UserError(
-            f"expected a JPEG, PNG, BMP, WebP or GIF image in {name}, found {found}; "
-            "replace or remove it"
+            f"expected enough memory to decode {name}, found too little; lower data.workers or "
+            "scale the image down"
         ) from None
     except Exception as error:  # Broken files make Pillow raise a dozen different kinds.
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"expected a whole image in {name}, found it truncated or corrupt ({reason}); "
-            "replace or remove it"
+        raise UnreadableImageError(
+            f"expected a whole image in {name}, found it truncated or corrupt ({reason})"
         ) from None

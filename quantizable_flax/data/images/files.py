@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from quantizable_flax.data.images.containers import Container, Entry, open_container
+from quantizable_flax.data.images.containers import open_container
+from quantizable_flax.data.images.entries import Container, Entry
 from quantizable_flax.data.images.layout import (
     TRAIN_SPLITS,
     VALIDATION_SPLITS,
@@ -90,12 +91,12 @@ def _make_pool(containers: Sequence[Container], images: Classes) -> Pool:
     """
     classes = sorted(images)
     ranked = [
-        (position(file.key), file.key, file.container, label, file)
+        (position(file.key), file.key, file.container, file.entry.name, label, file)
         for label, name in enumerate(classes)
         for file in images[name]
     ]
-    ranked.sort(key=lambda item: item[:3])
-    source = ImageFiles(containers, [item[4] for item in ranked], [item[3] for item in ranked])
+    ranked.sort(key=lambda item: item[:4])
+    source = ImageFiles(containers, [item[5] for item in ranked], [item[4] for item in ranked])
     return Pool(source, tuple(classes), np.array([item[0] for item in ranked]))
 
 

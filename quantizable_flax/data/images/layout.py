@@ -1,12 +1,25 @@
 """Which image belongs to which class and split: `class/image` or `split/class/image`."""
 
-from collections.abc import Iterator
+import collections
+import logging
+import os
 from typing import NamedTuple
 
-from quantizable_flax.data.images.containers import Container, Entry
+from quantizable_flax.data.images.entries import Container, Entry
+from quantizable_flax.data.images.pool import normalised
 from quantizable_flax.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# Named in a warning. A .gif is left out as an animation; what is a GIF by its content alone, as
+# some pictures in collections from the web are, gives its first frame (decode.py).
+_UNREAD = (
+    *(".gif", ".apng", ".avif", ".avifs", ".heic", ".heif", ".jxl", ".jfif", ".jpe"),
+    *(".tif", ".tiff", ".jp2", ".j2k", ".jpx", ".jpf", ".dib", ".ico", ".tga", ".psd", ".svg"),
+    *(".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".exr", ".hdr", ".npy", ".npz", ".dcm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw"),
+)
 TRAIN_SPLITS = ("train",)
 # In the order in which one of them is taken for validation.
 VALIDATION_SPLITS = ("validation", "val", "valid", "test")
@@ -22,16 +35,17 @@ class ImageFile(NamedTuple):
 
     @property
     def key(self) -> str:
-        """`class/file`, wherever it lies."""
-        return "/".join(self.entry.name.rsplit("/", 2)[-2:])
+        """`class/file`, wherever it lies and whatever its system does to accents."""
+        return normalised("/".join(self.entry.name.rsplit("/", 2)[-2:]))
 
 
 class _Contents(NamedTuple):
-    """The images, the folders and, by folder, a file that is no image."""
+    """The images, the folders, by folder a file that is none, and images of types not read."""
 
     images: list[Entry]
     folders: set[str]
     others: dict[str, str]
+    unread: list[str]
 
 
 Classes = dict[str, list[ImageFile]]
@@ -47,6 +61,7 @@ def read_layout(containers: list[Container]) -> dict[str, Classes]:
     """
     splits: dict[str, Classes] = {}
     empty: list[tuple[str, str, UserError]] = []
+    unread: list[str] = []
     for number, container in enumerate(containers):
         contents = _contents(container)
         roots = _roots(container, contents)
@@ -56,6 +71,7 @@ def read_layout(containers: list[Container]) -> dict[str, Classes]:
                 images = splits.setdefault(roots[root], {}).setdefault(name, [])
                 images.append(ImageFile(number, entry))
         empty += _empty_folders(container, contents, roots)
+        unread += map(container.describe, contents.unread)
     for split, name, error in empty:
         if not splits.get(split, {}).get(name):  # Another container may hold them.
             raise error
@@ -64,35 +80,40 @@ def read_layout(containers: list[Container]) -> dict[str, Classes]:
             "expected one layout in all files, found class/image next to split/class/image in "
             f"{', '.join(container.path for container in containers)}; name files of one layout"
         )
+    if unread:
+        _log.warning("%s", _unread_message(unread))
     return splits
 
 
 def _contents(container: Container) -> _Contents:
-    contents = _Contents([], set(), {})
+    contents = _Contents([], set(), {}, [])
     for entry in container.entries():
-        if any(part.startswith(".") or part == "__MACOSX" for part in entry.name.split("/")):
-            continue
         folder, _, name = entry.name.rpartition("/")
-        # Tars need not list their folders.
-        contents.folders.update(_prefixes(folder))
-        if entry.name.lower().endswith(EXTENSIONS):
+        if entry.is_folder:
+            contents.folders.add(folder)
+        elif name.lower().endswith(EXTENSIONS):
             contents.images.append(entry)
-        elif name:
+        else:
             contents.others[folder] = min(name, contents.others.get(folder, name))
+            if name.lower().endswith(_UNREAD):
+                contents.unread.append(entry.name)
     return contents
 
 
-def _prefixes(folder: str) -> Iterator[str]:
-    while folder:
-        yield folder
-        folder = folder.rpartition("/")[0]
+def _unread_message(names: list[str]) -> str:
+    counts = collections.Counter(os.path.splitext(name)[1].lower() for name in names)
+    kinds = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+    return (
+        f"{len(names)} image files are left out, of types that are not read ({kinds}; one is "
+        f"{min(names)}): convert them to one of {', '.join(EXTENSIONS)} to use them"
+    )
 
 
 def _parts(name: str) -> tuple[str, str, str]:
     """Returns the folder of the classes, the class and the file name of an image."""
     folder, _, file = name.rpartition("/")
     root, _, class_name = folder.rpartition("/")
-    return root, class_name, file
+    return root, normalised(class_name), file
 
 
 def _roots(container: Container, contents: _Contents) -> dict[str, str]:
@@ -134,7 +155,9 @@ def _empty_folders(
     for folder in sorted(contents.folders - filled):
         root, _, name = folder.rpartition("/")
         if root in roots:
-            empty.append((roots[root], name, _no_images(container, folder, contents.others)))
+            empty.append(
+                (roots[root], normalised(name), _no_images(container, folder, contents.others))
+            )
     return empty
 
 

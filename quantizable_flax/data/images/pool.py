@@ -1,6 +1,7 @@
 """Labelled images with random access, and parts of them."""
 
 import dataclasses
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ class Pool:
 
     Attributes:
       source: elements {"image": encoded bytes or uint8 [H, W, C], "label": int, "name": str}; the
-        name is for messages.
-      classes: the name of each label.
+        name is for messages, and so is "mend", where a corrupt image cannot be replaced by itself.
+      classes: the name of each label, `normalised`.
       positions_N: places in [0, 1), uniform, that decide which images are for validation.
     """
 
@@ -41,11 +42,12 @@ class Pool:
             )
         return Selected(self.source, indices)
 
-    def relabelled(self, classes: tuple[str, ...]) -> Source:
+    def relabelled(self, classes: tuple[str, ...]) -> "Pool":
         """Returns the images with labels that count `classes`, which hold all of this pool's."""
         if self.classes == classes[: len(self.classes)]:
-            return self.source
-        return Relabelled(self.source, tuple(classes.index(name) for name in self.classes))
+            return dataclasses.replace(self, classes=classes)
+        labels = tuple(classes.index(name) for name in self.classes)
+        return dataclasses.replace(self, source=Relabelled(self.source, labels), classes=classes)
 
 
 class Selected:
@@ -73,6 +75,14 @@ class Relabelled:
     def __getitem__(self, index: int) -> dict[str, Any]:
         element = self._source[index]
         return {**element, "label": self._labels[element["label"]]}
+
+
+def normalised(name: str) -> str:
+    """Returns a name with composed accents (NFC), whatever the system that it comes from.
+
+    Apple's file systems take them apart (NFD): the same class in other bytes.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def random_positions(count: int) -> np.ndarray:

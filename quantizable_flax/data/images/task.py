@@ -7,11 +7,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from quantizable_flax.data.images.augment import AugmentImage, PrepareImage, make_recipe
-from quantizable_flax.data.images.pool import Pool
+from quantizable_flax.data.images.pool import Pool, normalised
 from quantizable_flax.data.images.sources import Dataset, open_validation_files, opener
+from quantizable_flax.data.images.stand_ins import CHOICES, TrainingImages
 from quantizable_flax.data.splits import validation_fraction
 from quantizable_flax.data.task import SPLITS, Source, Task, Transform
-from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.errors import UserError, check_choice, nearest
 
 
 class ImageTask(Task):
@@ -32,6 +33,7 @@ class ImageTask(Task):
         self._recipe = make_recipe(config)
         self._open = opener(config)
         self._fraction = validation_fraction(config.data)
+        check_choice("data.on_corrupt", config.data.on_corrupt, CHOICES)
         self._known: tuple[str, ...] | None = None
         if assets is not None:
             self._known = _classes_of(assets)
@@ -55,16 +57,15 @@ class ImageTask(Task):
         """
         if split == "train":
             shares = not (self._data.validation_files or self._dataset.has_validation)
-            return self._train.share(self._fraction, split) if shares else self._train.source
+            source = self._train.share(self._fraction, split) if shares else self._train.source
+            return TrainingImages(source, skip=self._data.on_corrupt == "skip")
         if split != "validation":
             raise UserError(
                 f"expected a split among {', '.join(SPLITS)}, found {split!r}"
                 f"{nearest(split, SPLITS)}"
             )
-        if self._data.validation_files:
-            return self._validation(open_validation_files(self._data))
-        if self._dataset.has_validation:
-            return self._validation(self._dataset.validation())
+        if self._data.validation_files or self._dataset.has_validation:
+            return self._validation.source
         return self._train.share(self._fraction, split)
 
     def transform(self, *, train: bool) -> Transform:
@@ -79,14 +80,21 @@ class ImageTask(Task):
     def _train(self) -> Pool:
         pool = self._dataset.train()
         self._check_count(pool.classes)
-        if self._known is not None and pool.classes != self._known:
+        if self._known is None:
+            return pool
+        if set(pool.classes) != set(self._known):
             raise UserError(
                 "expected the classes of the checkpoint in the data, found "
                 f"{_difference(self._known, pool.classes)}; use the data that it was trained on"
             )
-        return pool
+        return pool.relabelled(self._known)
 
-    def _validation(self, pool: Pool) -> Source:
+    @functools.cached_property
+    def _validation(self) -> Pool:
+        if self._data.validation_files:
+            pool = open_validation_files(self._data)
+        else:
+            pool = self._dataset.validation()
         known = set(self.classes)
         unknown = [name for name in pool.classes if name not in known]
         if unknown:
@@ -118,4 +126,4 @@ def _classes_of(assets: Mapping[str, Any]) -> tuple[str, ...]:
             "expected the names of the classes in the assets of an image checkpoint, found "
             f"{', '.join(sorted(assets)) or 'nothing'}; use a checkpoint of an image model"
         )
-    return tuple(classes)
+    return tuple(map(normalised, classes))

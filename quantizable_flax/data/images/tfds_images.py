@@ -4,7 +4,7 @@ import operator
 from typing import Any
 
 from quantizable_flax.data.images.layout import VALIDATION_SPLITS
-from quantizable_flax.data.images.pool import Pool, random_positions
+from quantizable_flax.data.images.pool import Pool, normalised, random_positions
 from quantizable_flax.data.task import Source
 from quantizable_flax.data.tfds_source import class_names, open_split, split_names
 from quantizable_flax.errors import UserError
@@ -30,6 +30,7 @@ class TfdsImages:
             "image": example[self._image_key],
             "label": self._label(example[self._label_key], name),
             "name": name,
+            "mend": "build the dataset again",
         }
 
     def _label(self, value: Any, name: str) -> int:
@@ -82,6 +83,6 @@ class TfdsDataset:
         names = class_names(self._name, data_cfg.tfds_dir, data_cfg.label_key)
         examples = open_split(self._name, split, data_cfg.tfds_dir, undecoded=keys[:1], only=keys)
         title = f"the {split} split of the TFDS dataset {self._name}"
-        classes = tuple(names or map(str, range(self._num_classes)))
+        classes = tuple(map(normalised, names or map(str, range(self._num_classes))))
         source = TfdsImages(examples, title, *keys, len(classes))
         return Pool(source, classes, random_positions(len(examples)))

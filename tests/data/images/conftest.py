@@ -20,6 +20,7 @@ AUGMENT = {
     "rand_layers": 2,
     "rand_magnitude_std": 0.5,
     "color_jitter": 0.4,
+    "erase_probability": 0.5,
 }
 
 
@@ -96,6 +97,7 @@ def make_config(
     config.model = model_defaults("vit")
     config.model.image_size, config.model.channels = image_size, channels
     config.model.num_classes = num_classes
+    config.model.pixel_mean, config.model.pixel_std = (0.5,) * channels, (0.25,) * channels
     config.data = data_defaults("vit")
     for key, value in data.items():
         part = config.data.augment if key in config.data.augment else config.data

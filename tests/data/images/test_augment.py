@@ -126,11 +126,12 @@ def test_steps_run_in_the_promised_order(monkeypatch):
     monkeypatch.setattr(augment.crops, "shifted", spy("shift"))
     monkeypatch.setattr(augment, "rand_augment", spy("rand"))
     monkeypatch.setattr(augment.color, "jitter", spy("jitter"))
+    monkeypatch.setattr(augment, "erased", spy("erase"))
     image = random_image(0, 12, 12)
     for seed in range(8):
         order.clear()
-        trained(image, seed, **AUGMENT)
-        assert order == ["box", "shift", "rand", "jitter"]
+        trained(image, seed, **AUGMENT | {"erase_probability": 1.0})
+        assert order == ["box", "shift", "rand", "jitter", "erase"]
 
 
 def test_transforms_pickle():
@@ -159,6 +160,12 @@ def test_transforms_pickle():
         ("rand_magnitude_std", -1.0),
         ("color_jitter", -0.4),
         ("color_jitter", float("inf")),
+        ("erase_probability", -0.1),
+        ("erase_probability", 1.1),
+        ("erase_min_area", 0.0),
+        ("erase_min_area", 1.1),
+        ("erase_max_area", 0.01),
+        ("erase_max_area", 1.1),
     ],
 )
 def test_settings_out_of_range_are_named(key, value):
@@ -173,10 +180,22 @@ def test_other_settings_out_of_range_are_named():
         expect_error(lambda k=key, v=value: make_recipe(make_config(**{k: v})), f"data.{key} in")
     expect_error(lambda: make_recipe(make_config(0)), "model.image_size at least 1, found 0")
     expect_error(lambda: make_recipe(make_config(channels=4)), "model.channels 1 or 3, found 4")
+    config = make_config(erase_probability=0.5)
+    config.model.pixel_std = (0.25,)
+    expect_error(lambda: make_recipe(config), "model.pixel_std with a value for each of the 3")
 
 
 def test_the_recipe_has_every_setting():
     recipe = make_recipe(make_config(24, channels=1, eval_crop=0.9, **AUGMENT))
     values = dataclasses.asdict(recipe)
     assert {key: values.pop(key) for key in AUGMENT} == AUGMENT
-    assert values == {"image_size": 24, "channels": 1, "eval_crop": 0.9, "rand_magnitude": 9.0}
+    assert values == {
+        "image_size": 24,
+        "channels": 1,
+        "eval_crop": 0.9,
+        "rand_magnitude": 9.0,
+        "erase_min_area": 0.02,
+        "erase_max_area": 1 / 3,
+        "pixel_mean": (0.5,),
+        "pixel_std": (0.25,),
+    }

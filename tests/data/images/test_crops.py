@@ -147,3 +147,14 @@ def test_shifts_are_uniform_and_padded_with_black(channels):
         counts[found] = counts.get(found, 0) + 1
     assert len(counts) == 25
     assert all(abs(count - 100) < 50 for count in counts.values())
+
+
+@pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1), (3, 600)])
+def test_the_middle_of_a_long_line_takes_no_more_memory_than_any_image(shape):
+    line = np.zeros(shape, np.uint8)
+    place = [slice(side // 2 - 4, side // 2 + 4) if side > 9 else slice(None) for side in shape]
+    line[tuple(place)] = 200
+    found = crops.centred(Image.fromarray(line), 64, 1.0, 1, "x")
+    assert found.size == (64, 64)
+    middle = np.asarray(found)[24:40, 24:40]
+    np.testing.assert_allclose(middle, 200, atol=40)  # bicubic rings beside an edge

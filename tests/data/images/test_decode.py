@@ -1,7 +1,9 @@
 """Decoding of every kind of image, and the messages for what is none."""
 
 import pickle
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 
 from quantizable_flax.data.images.decode import load_image, open_image, to_array
 from quantizable_flax.errors import UserError
-from tests.data.images.conftest import encode, expect_error, random_image, smooth_image
+from tests.data.images.conftest import encode, expect_error, random_image, rng, smooth_image
 
 RGB = random_image(3, 9, 14)
 GREY = random_image(4, 9, 14, channels=1)
@@ -142,3 +144,94 @@ def test_a_flipped_byte_never_escapes_as_another_error():
         except UserError:
             refused += 1
     assert refused > len(encoded) / 2
+
+
+def png_header(width, height, bits=8, rows=b""):
+    """Returns a PNG in colour whose rows may be missing."""
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows) if rows else b"", b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*item) for item in chunks.items())
+
+
+def jpeg_header(width, height, **options):
+    """Returns a small JPEG that claims another size."""
+    encoded = bytearray(encode(smooth_image(16, 16), "JPEG", **options))
+    frame = encoded.index(b"\xff\xc2" if options else b"\xff\xc0")
+    encoded[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(encoded)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_196_megapixels_are_an_image(kind):
+    """More than Pillow opens by itself, whose limit is the program's and stays as it is."""
+    halves = Image.new("L" if kind == "JPEG" else "1", (14_000, 14_000))
+    halves.paste(255, (7_000, 0, 14_000, 14_000))
+    encoded = encode(halves, kind)
+    limit = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = load_image(open_image(encoded, "x"), 1, "x", (100, 100))
+    assert found.size == ((1_750, 1_750) if kind == "JPEG" else (14_000, 14_000))
+    middle = found.width // 2
+    assert [found.getpixel((middle + step, middle)) for step in (-99, 99)] == [0, 255]
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_limit_that_other_code_sets_is_not_ours(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    np.testing.assert_array_equal(decode(encode(RGB), 3, "x"), RGB)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "size"),
+    [
+        (png_header(16_385, 16_384), "16385 x 16384"),
+        (png_header(2**31 - 1, 2**31 - 1), "2147483647 x 2147483647"),
+        (jpeg_header(20_000, 20_000, progressive=True), "20000 x 20000"),
+    ],
+)
+def test_what_would_not_fit_into_memory_is_called_so(encoded, size):
+    expect_error(
+        lambda: load_image(open_image(encoded, "a.png"), 3, "a.png", (100, 100)),
+        f"at most 268,435,456 pixels, about 1 GiB once decoded, in a.png, found {size}; scale it",
+    )
+    with pytest.raises(UserError, match="truncated"):  # this size would have been taken
+        decode(png_header(64, 64), 3, "a.png")
+
+
+def test_a_jpeg_counts_by_the_size_that_is_decoded():
+    encoded = jpeg_header(30_000, 20_000)
+    assert load_image(open_image(encoded, "x"), 1, "x", (100, 100)).size == (3_750, 2_500)
+    expect_error(lambda: decode(encoded, 1, "x"), "pixels, .* found 30000 x 20000")
+
+
+def test_the_first_picture_of_several_is_read():
+    """As phones store a photograph with its preview, in one file that is called .jpg."""
+    first, second = smooth_image(30, 40), Image.new("RGB", (40, 30))
+    encoded = encode(first, "MPO", save_all=True, append_images=[second], quality=95)
+    np.testing.assert_array_equal(
+        decode(encoded, 3, "x"), decode(encode(first, "JPEG", quality=95), 3, "x")
+    )
+
+
+@pytest.mark.parametrize("bits", [b"\xff" * 6, b"MM\0*\0\0"])
+def test_broken_exif_is_no_broken_image(bits):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    encoded = bytearray(encode(smooth_image(20, 10), "JPEG", exif=exif))
+    place = encoded.index(b"Exif\0\0") + 6
+    encoded[place : place + 6] = bits
+    plain = decode(encode(smooth_image(20, 10), "JPEG"), 3, "x")
+    np.testing.assert_array_equal(decode(bytes(encoded), 3, "x"), plain)
+
+
+def test_sixteen_bits_a_colour_keep_the_upper_eight():
+    wide_HxWx3 = rng(6).integers(0, 2**16, (3, 4, 3), dtype=np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in wide_HxWx3)
+    encoded = png_header(4, 3, 16, rows)
+    np.testing.assert_array_equal(decode(encoded, 3, "x"), wide_HxWx3 >> 8)
