@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantizable_flax.data import subword
+from quantizable_flax.data.pieces import pieces
 from quantizable_flax.data.subword import BERT_TOKENS, BYTES, GPT2_START, OPT_TOKENS
 from quantizable_flax.data.tokenizer_files import parse_json, read_tokenizer
 from quantizable_flax.errors import UserError
@@ -110,10 +111,13 @@ class Tokenizer:
 
 
 def capped(documents: Iterable[str], corpora: int = 1) -> Iterator[str]:
-    """Yields documents until one corpus of so many has had its share of MAX_TRAINING_CHARS."""
+    """Yields documents until one corpus of so many has had its share of MAX_TRAINING_CHARS.
+
+    Long ones come in pieces, for training counts words.
+    """
     left = MAX_TRAINING_CHARS // corpora
     for text in documents:
-        yield text[:left]
+        yield from pieces(text[:left])
         left -= len(text)
         if left <= 0:
             return
