@@ -16,7 +16,12 @@ from quantizable_flax.data.masking import IGNORE_LABEL, MaskTokens
 from quantizable_flax.data.packing import packed_tokens
 from quantizable_flax.data.task import Example, Source, Task, Transform
 from quantizable_flax.data.tokenizer import BYTE_BPE, WORDPIECE, Tokenizer
-from quantizable_flax.data.tokenizer_build import build_tokenizer, check_kind, load_file
+from quantizable_flax.data.tokenizer_build import (
+    build_tokenizer,
+    check_kind,
+    is_file_of,
+    load_file,
+)
 from quantizable_flax.errors import UserError
 
 
@@ -121,12 +126,11 @@ def _from_assets(assets: Mapping[str, Any], data_cfg: ConfigDict, kind: str) -> 
     check_kind(saved, kind, "the checkpoint")
     file = data_cfg.tokenizer.file
     # The file may be gone or on another machine: the checkpoint holds what it needs.
-    if file and os.access(Path(file).expanduser(), os.R_OK):
-        given = load_file(data_cfg)
-        if not given.same_ids(saved):
-            raise UserError(
-                f"expected data.tokenizer.file to be the tokenizer of the checkpoint, which has "
-                f"{saved.vocab_size} tokens, found another one of {given.vocab_size} tokens in "
-                f"{file}; leave data.tokenizer.file out or start a new run"
-            )
+    readable = file and os.access(Path(file).expanduser(), os.R_OK)
+    if readable and not is_file_of(saved, data_cfg):
+        raise UserError(
+            f"expected data.tokenizer.file to be the tokenizer of the checkpoint, which has "
+            f"{saved.vocab_size} tokens, found another one of {load_file(data_cfg).vocab_size} "
+            f"tokens in {file}; leave data.tokenizer.file out or start a new run"
+        )
     return saved

@@ -190,7 +190,7 @@ def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epat
         else:
             old, new = (_flatten({group: config[group]}) for config in (saved, asked))
         for key in sorted(old.keys() | new.keys()):
-            if not _fixed(key):
+            if not _fixed(key) or _checkpoint_decides(key, old, new):
                 continue
             # A tuple comes back from JSON as a list.
             before, after = json.dumps(old.get(key)), json.dumps(new.get(key))
@@ -213,6 +213,21 @@ def _fixed(key: str) -> bool:
     if group == "quant":
         return name not in FREE_QUANT
     return group != "data" or name not in FREE_DATA
+
+
+def _checkpoint_decides(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a key of the tokenizer asks for nothing else than the one in the checkpoint.
+
+    A file that is named is compared with that one itself, when the data are opened.
+    """
+    if key == "data.tokenizer.file":
+        return True
+    if key != "data.tokenizer.lowercase":
+        return False
+    before, after = old.get(key), new.get(key)
+    if old.get("data.tokenizer.file") or new.get("data.tokenizer.file"):
+        return None in (before, after)
+    return (before is False) == (after is False)  # unset, a trained tokenizer lower-cases
 
 
 def _of_training(config: Mapping[str, Any]) -> dict[str, Any]:
