@@ -121,6 +121,12 @@ def train_byte_bpe(texts: list[str], vocab_size: int) -> Any:
     return byte_bpe(model["vocab"], [tuple(merge) for merge in model["merges"]])
 
 
+def add_token(inner: Any, content: str, **flags: bool) -> None:
+    """Adds a token that text is searched for, unless it was added already."""
+    if content not in {added.content for added in inner.get_added_tokens_decoder().values()}:
+        inner.add_tokens([tokenizers.AddedToken(content, **flags)])
+
+
 def model_of(inner: Any) -> dict[str, Any]:
     """Returns the type, the vocabulary and the merges of a tokenizer, as in its JSON."""
     return json.loads(inner.to_str())["model"]

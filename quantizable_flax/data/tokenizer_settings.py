@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
+from quantizable_flax.data import subword
 from quantizable_flax.errors import UserError
 
 WHOLE, VOCAB_LINES, VOCAB_JSON = "tokenizer.json", "vocab.txt", "vocab.json"
+Added = tuple[str, dict[str, bool]]  # a token and how it is matched
 _CONFIG, _SPECIAL, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 # Keys of tokenizer_config.json that are options of BERT's normalizer.
 _NORMALIZER = {
@@ -41,7 +41,7 @@ class Settings:
       case_from: what says so, for messages.
       add_prefix_space: whether a document without a space before it is read as though it had one.
       start: the token that begins documents.
-      added: tokens that text is searched for before it is split, by id.
+      added: tokens that text is searched for before it is split, by id, with their flags.
     """
 
     normalizer: dict[str, bool] = dataclasses.field(default_factory=dict)
@@ -49,7 +49,7 @@ class Settings:
     case_from: str | None = None
     add_prefix_space: bool | None = None
     start: str | None = None
-    added: dict[int, Any] = dataclasses.field(default_factory=dict)
+    added: dict[int, Added] = dataclasses.field(default_factory=dict)
 
 
 def read_settings(file: Path, ending: str) -> Settings:
@@ -89,14 +89,12 @@ def read_settings(file: Path, ending: str) -> Settings:
 
 def add_tokens(inner: Any, settings: Settings, file: Path) -> None:
     """Adds the tokens that `inner`, of the vocabulary `file`, lacks, under their own ids."""
-    for token, piece in sorted(settings.added.items()):
-        known = {added.content for added in inner.get_added_tokens_decoder().values()}
-        if piece.content not in known:
-            inner.add_tokens([piece])
-        if inner.token_to_id(piece.content) != token:
+    for token, (content, flags) in sorted(settings.added.items()):
+        subword.add_token(inner, content, **flags)
+        if inner.token_to_id(content) != token:
             raise UserError(
                 f"expected the added tokens beside {file} to have ids that follow its own, found "
-                f"{piece.content!r} as {token} instead of {inner.token_to_id(piece.content)}; "
+                f"{content!r} as {token} instead of {inner.token_to_id(content)}; "
                 "fetch all files from the same place"
             )
 
@@ -152,16 +150,16 @@ def _token(value: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _added(file: Path, special: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+def _added(file: Path, special: dict[str, Any]) -> Iterator[tuple[int, Added]]:
     listed = special.get("additional_special_tokens") or ()
     names = {_token(value) for value in (*special.values(), *listed)}
     for content, token in _content(file).items():
         if type(token) is not int:
             raise _unlike(file, f"an id for {content!r}", token)
-        yield token, tokenizers.AddedToken(content, normalized=False, special=content in names)
+        yield token, (content, {"normalized": False, "special": content in names})
 
 
-def _decoder(config: dict[str, Any], file: Path) -> Iterator[tuple[int, Any]]:
+def _decoder(config: dict[str, Any], file: Path) -> Iterator[tuple[int, Added]]:
     tokens = config.get("added_tokens_decoder") or {}
     if not isinstance(tokens, dict):
         raise _unlike(file, "tokens by id in added_tokens_decoder", tokens)
@@ -169,7 +167,7 @@ def _decoder(config: dict[str, Any], file: Path) -> Iterator[tuple[int, Any]]:
         if not token.isdecimal() or not isinstance(value, dict) or _token(value) is None:
             raise _unlike(file, "tokens by id in added_tokens_decoder", value)
         flags = {flag: bool(value[flag]) for flag in _FLAGS if flag in value}
-        yield int(token), tokenizers.AddedToken(value["content"], **flags)
+        yield int(token), (value["content"], flags)
 
 
 def _unlike(file: Path, expected: str, found: Any) -> UserError:
