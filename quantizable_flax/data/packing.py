@@ -87,6 +87,14 @@ def packed_tokens(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> np.
     return built
 
 
+def checksum(tokens_NxT: np.ndarray) -> int:
+    """Returns the CRC-32 of the tokens of `packed_tokens`; of a mapped file, as its head has it."""
+    if not isinstance(tokens_NxT, np.memmap):
+        return zlib.crc32(tokens_NxT.data)
+    with open(str(tokens_NxT.filename), "rb") as stream:
+        return _Header(**json.loads(stream.read(_HEADER_BYTES))).crc32
+
+
 def _key(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> str:
     return cache_key(
         {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,9 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from quantizable_flax.data.blocks import Blocks, Mixture
-from quantizable_flax.data.corpora import corpora
+from quantizable_flax.data.corpora import EMBEDDED, corpora
 from quantizable_flax.data.masking import IGNORE_LABEL, MaskTokens
-from quantizable_flax.data.packing import packed_tokens
+from quantizable_flax.data.packing import checksum, packed_tokens
 from quantizable_flax.data.task import Example, Source, Task, Transform
 from quantizable_flax.data.tokenizer import BYTE_BPE, WORDPIECE, Tokenizer
 from quantizable_flax.data.tokenizer_build import (
@@ -50,6 +51,7 @@ class TextTask(Task):
         self._check_padding(config.model.pad_token_id)
         self._config = config
         self._sources: dict[str, Source] = {}
+        self._content: list[list[Any]] = []
 
     def _check_padding(self, pad_token_id: int | None) -> None:
         """The row of another token would get no gradient from the lookup."""
@@ -74,10 +76,25 @@ class TextTask(Task):
         data_cfg = self._config.data
         parts = corpora(data_cfg)
         weights = [part.weight for part in parts if part.weight is not None]
-        if split != "train" or len(weights) < 2:
-            return Blocks(packed_tokens(data_cfg, self.tokenizer, split))
-        blocks = [Blocks(packed_tokens(part.config, self.tokenizer, split)) for part in parts]
-        return Mixture(blocks, weights)
+        mixed = split == "train" and len(weights) > 1
+        configs = [part.config for part in parts] if mixed else [data_cfg]
+        packed = [packed_tokens(config, self.tokenizer, split) for config in configs]
+        if split == "train":
+            shares = map(str, weights) if mixed else ["1"]
+            self._content = [
+                [share, len(tokens_NxT), checksum(tokens_NxT)]
+                for share, tokens_NxT in zip(shares, packed, strict=True)
+            ]
+        blocks = [Blocks(tokens_NxT) for tokens_NxT in packed]
+        return Mixture(blocks, weights) if mixed else blocks[0]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Number and checksum of the packed blocks, and whose corpus the embedded one is."""
+        found = {"examples": len(self.source("train")), "content": self._content}
+        if any(part.name == EMBEDDED for part in corpora(self._config.data)):
+            found["python"] = platform.python_version()
+        return found
 
     @property
     def assets(self) -> dict[str, Any]:

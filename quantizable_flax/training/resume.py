@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.training import distributed
+from quantizable_flax.training import distributed, same_data
 from quantizable_flax.training.checkpoint import saved_steps, split_step
 
 logger = logging.getLogger(__name__)
@@ -118,6 +118,20 @@ def newest_readable(workdir: epath.Path, read: Callable[[int], T]) -> tuple[int,
     )
 
 
+def newest_if_sound(workdir: epath.Path, read: Callable[[int], T]) -> T | None:
+    """Returns `read(step)` of the newest step; None where there is none or it is damaged.
+
+    Raises UserError as `read` does.
+    """
+    steps = steps_of_all(workdir)
+    try:
+        return _read_by_all(read, steps[0]) if steps else None
+    except UserError:
+        raise
+    except Exception:  # damage, which is told where the state is restored
+        return None
+
+
 def read_step(workdir: epath.Path, step: int, read: Callable[[int], T]) -> T:
     """Returns `read(step)` of one asked step, without falling back.
 
@@ -175,11 +189,18 @@ def check_trainable(info: Mapping[str, Any], workdir: epath.Path) -> None:
         )
 
 
-def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epath.Path) -> None:
+def check_same(
+    saved: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    workdir: epath.Path,
+    *,
+    data_known: bool = False,
+) -> None:
     """Raises UserError if a run cannot continue with the asked configuration.
 
     The model and what fixes the order of the data must be those of the checkpoint, and so must
-    quantization where it is trained.
+    quantization where it is trained. With `data_known`, the checkpoint tells what its data hold
+    and the caller compares that, so that they may lie elsewhere.
     """
     changes = []
     for group in ("model", "seed", "data", "train", "quant"):
@@ -190,7 +211,7 @@ def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epat
         else:
             old, new = (_flatten({group: config[group]}) for config in (saved, asked))
         for key in sorted(old.keys() | new.keys()):
-            if not _fixed(key) or _checkpoint_decides(key, old, new):
+            if not _fixed(key) or same_data.agree(key, old, new, data_known=data_known):
                 continue
             # A tuple comes back from JSON as a list.
             before, after = json.dumps(old.get(key)), json.dumps(new.get(key))
@@ -200,6 +221,8 @@ def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epat
                 changes.append(f"{key}={before}, not {after}")
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        if not data_known and changes[0].startswith(same_data.PLACES):
+            more += ", and is of a version that does not tell whether other data are the same"
         raise UserError(
             f"{workdir} holds a run with {'; '.join(changes[:3])}{more}: continue it with its own "
             "configuration or give a new --workdir."
@@ -213,21 +236,6 @@ def _fixed(key: str) -> bool:
     if group == "quant":
         return name not in FREE_QUANT
     return group != "data" or name not in FREE_DATA
-
-
-def _checkpoint_decides(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a key of the tokenizer asks for nothing else than the one in the checkpoint.
-
-    A file that is named is compared with that one itself, when the data are opened.
-    """
-    if key == "data.tokenizer.file":
-        return True
-    if key != "data.tokenizer.lowercase":
-        return False
-    before, after = old.get(key), new.get(key)
-    if old.get("data.tokenizer.file") or new.get("data.tokenizer.file"):
-        return None in (before, after)
-    return (before is False) == (after is False)  # unset, a trained tokenizer lower-cases
 
 
 def _of_training(config: Mapping[str, Any]) -> dict[str, Any]:
