@@ -72,7 +72,14 @@ def is_file_of(saved: Tokenizer, data_cfg: ConfigDict) -> bool:
     options = data_cfg.tokenizer
     if options.get("lowercase") is False and saved.lowercase:
         return False
-    return Tokenizer.load(options.file, lowercase=saved.lowercase, beside=False).same_ids(saved)
+    plain = Tokenizer.load(options.file, lowercase=saved.lowercase, beside=False)
+    if not plain.same_ids(saved):
+        return False
+    _log.warning(
+        "the tokenizer of the checkpoint is used on, which does not follow the files beside %s",
+        options.file,
+    )
+    return True
 
 
 def check_kind(found: Tokenizer, kind: str, origin: str) -> None:

@@ -202,7 +202,7 @@ def test_files_that_say_what_cannot_be(vocab, content, pattern):
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_that_lower_cased_a_cased_vocabulary_goes_on(vocab, make_config):
+def test_a_run_that_lower_cased_a_cased_vocabulary_goes_on(vocab, make_config, caplog):
     config = make_config(files="gone.txt")
     path = vocab(tokenizer_config={"do_lower_case": False, "strip_accents": False})
     config.data.tokenizer.file = str(path)
@@ -212,6 +212,7 @@ def test_a_run_that_lower_cased_a_cased_vocabulary_goes_on(vocab, make_config):
     stored["data"]["tokenizer"]["lowercase"] = True
     for given in (config, from_dict({**json.loads(to_json(config)), **stored})):
         assert split(make_task(given, assets).tokenizer) == LOWER
+        assert "does not follow the files beside" in caplog.text
     config.data.tokenizer.lowercase = False
     with pytest.raises(UserError, match="to be the tokenizer of the checkpoint"):
         make_task(config, assets)
