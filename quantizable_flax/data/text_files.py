@@ -164,7 +164,7 @@ def _json_lines(stream: TextIO, path: Path, text_key: str) -> Iterator[str]:
         del line  # Long ones are not kept while the document is used.
         if text:
             # JSON escapes can spell lone surrogates, which no tokenizer takes.
-            yield text if text.isascii() else _SURROGATES.sub("?", text)
+            yield _SURROGATES.sub("?", text) if _SURROGATES.search(text) else text
 
 
 def _text_of(line: str, path: Path, number: int, text_key: str) -> str:
