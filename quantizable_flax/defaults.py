@@ -195,9 +195,10 @@ def _text(family: str) -> ConfigDict:
     if family == "bert":
         data.mask_rate = 0.15
     data.cache_dir = config_dict.placeholder(str)
-    data.tokenizer = ConfigDict(
-        {"vocab_size": 30522, "lowercase": True} if family == "bert" else {"vocab_size": 50272}
-    )
+    data.tokenizer = ConfigDict({"vocab_size": 30522 if family == "bert" else 50272})
+    if family == "bert":
+        # None: as the files beside tokenizer.file say; a trained one lower-cases.
+        data.tokenizer.lowercase = config_dict.placeholder(bool)
     data.tokenizer.file = config_dict.placeholder(str)
     return data
 

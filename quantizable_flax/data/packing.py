@@ -6,9 +6,9 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from quantizable_flax.data.cache import cache_dir, cache_key, write_atomically
 from quantizable_flax.data.documents import describe_documents, iter_documents
+from quantizable_flax.data.pieces import pieces
 from quantizable_flax.data.tokenizer import Tokenizer
 from quantizable_flax.errors import UserError
 
@@ -86,6 +87,14 @@ def packed_tokens(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> np.
     return built
 
 
+def checksum(tokens_NxT: np.ndarray) -> int:
+    """Returns the CRC-32 of the tokens of `packed_tokens`; of a mapped file, as its head has it."""
+    if not isinstance(tokens_NxT, np.memmap):
+        return zlib.crc32(tokens_NxT.data)
+    with open(str(tokens_NxT.filename), "rb") as stream:
+        return _Header(**json.loads(stream.read(_HEADER_BYTES))).crc32
+
+
 def _key(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> str:
     return cache_key(
         {
@@ -126,17 +135,18 @@ def _build(stream: BinaryIO, data_cfg: ConfigDict, tokenizer: Tokenizer, split: 
     rest = np.zeros(0, dtype)
     documents = iter_documents(data_cfg, split)
     with tqdm(desc=f"tokenizing {split}", unit=" documents", disable=None) as bar:
-        for texts in _batches(documents):
-            tokens_S = np.concatenate([rest, _tokens(texts, tokenizer, dtype)])
+        for batch in _batches(documents):
+            tokens_S = np.concatenate([rest, *_tokens(batch, tokenizer, dtype)])
             whole = len(tokens_S) // header.seq_len * header.seq_len
             payload = tokens_S[:whole].tobytes()
+            count = sum(part.last for part in batch)
             header.crc32 = zlib.crc32(payload, header.crc32)
             header.blocks += whole // header.seq_len
             header.tokens += len(tokens_S) - len(rest)
-            header.documents += len(texts)
+            header.documents += count
             stream.write(payload)
             rest = tokens_S[whole:]
-            bar.update(len(texts))
+            bar.update(count)
     if not header.blocks:
         raise UserError(
             f"expected at least data.seq_len={header.seq_len} tokens in the {split} split, found "
@@ -157,21 +167,33 @@ def _build(stream: BinaryIO, data_cfg: ConfigDict, tokenizer: Tokenizer, split: 
     return header
 
 
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+class _Part(NamedTuple):
+    """A document, or one of the pieces of a long one."""
+
+    text: str
+    first: bool
+    last: bool
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[_Part]]:
+    batch: list[_Part] = []
     length = 0
-    for text in documents:
-        batch.append(text)
-        length += len(text)
-        if length >= _BATCH_CHARS:
-            yield batch
-            batch, length = [], 0
+    for document in documents:
+        end = 0
+        for text in pieces(document):
+            start, end = end, end + len(text)
+            batch.append(_Part(text, first=start == 0, last=end == len(document)))
+            length += len(text)
+            if length >= _BATCH_CHARS:
+                yield batch
+                batch, length = [], 0
     if batch:
         yield batch
 
 
-def _tokens(texts: list[str], tokenizer: Tokenizer, dtype: str) -> np.ndarray:
-    ids: list[int] = []
-    for document in tokenizer.encode_batch(texts):
-        ids.extend((*tokenizer.prefix_ids, *document, *tokenizer.suffix_ids))
-    return np.array(ids, dtype)
+def _tokens(batch: list[_Part], tokenizer: Tokenizer, dtype: str) -> Iterator[np.ndarray]:
+    """Yields the tokens of each part, wrapped where its document begins and ends."""
+    for part, ids in zip(batch, tokenizer.encode_batch([p.text for p in batch]), strict=True):
+        before = tokenizer.prefix_ids if part.first else ()
+        after = tokenizer.suffix_ids if part.last else ()
+        yield np.array((*before, *ids, *after), dtype)

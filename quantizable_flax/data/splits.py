@@ -6,6 +6,8 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.errors import UserError
 
+_HASHED_CHARS = 1 << 20
+
 
 def validation_fraction(data_cfg: ConfigDict) -> float:
     """Returns data.validation_fraction; raises UserError outside [0, 1)."""
@@ -19,5 +21,8 @@ def validation_fraction(data_cfg: ConfigDict) -> float:
 
 def position(text: str) -> float:
     """Returns the place of a text or name in [0, 1), uniform, that it alone decides."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=6).digest()
-    return int.from_bytes(digest, "big") / 2**48
+    digest = hashlib.blake2b(digest_size=6)
+    for start in range(0, len(text), _HASHED_CHARS):  # A long text is not held a second time.
+        part = text[start : start + _HASHED_CHARS]
+        digest.update(part.encode("utf-8", "surrogateescape"))
+    return int.from_bytes(digest.digest(), "big") / 2**48

@@ -29,10 +29,10 @@ def parse(text: str) -> Any:
         raise ValueError(str(error)) from None
 
 
-def word_piece(vocab: dict[str, int], lowercase: bool) -> Any:
-    """Returns BERT's tokenizer around `vocab`."""
+def word_piece(vocab: dict[str, int], lowercase: bool, **options: bool) -> Any:
+    """Returns BERT's tokenizer around `vocab`; other `options` are of its normalizer."""
     inner = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-    inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    inner.normalizer = normalizers.BertNormalizer(lowercase=lowercase, **options)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.decoder = decoders.WordPiece(prefix=_PREFIX)
     known = [token for token in BERT_TOKENS if token in vocab]
@@ -75,18 +75,35 @@ def train_word_piece(texts: list[str], vocab_size: int, lowercase: bool) -> Any:
     return word_piece(model_of(inner)["vocab"], lowercase)
 
 
-def byte_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
+def byte_bpe(
+    vocab: dict[str, int], merges: list[tuple[str, str]], *, add_prefix_space: bool = False
+) -> Any:
     """Returns the tokenizer of GPT-2 and OPT around `vocab` and `merges`."""
     inner = tokenizers.Tokenizer(models.BPE(vocab, merges))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([token for token in (*OPT_TOKENS, GPT2_START) if token in vocab])
     if "</s>" in vocab:
-        # For others who load the saved file; encode_batch does not use it.
-        inner.post_processor = processors.TemplateProcessing(
-            single="</s> $A", pair="</s> $A </s> $B:1", special_tokens=[("</s>", vocab["</s>"])]
-        )
+        start_with(inner, "</s>")
     return inner
+
+
+def start_with(inner: Any, start: str) -> None:
+    """Makes `start` the token that begins documents, also for others who load the saved file."""
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A",
+        pair=f"{start} $A {start} $B:1",
+        special_tokens=[(start, inner.token_to_id(start))],
+    )
+
+
+def start_of(inner: Any) -> str | None:
+    """Returns the token that `start_with` was given, None where nothing or more is added."""
+    processor = json.loads(inner.to_str())["post_processor"] or {}
+    match processor.get("single"):
+        case [{"SpecialToken": {"id": start}}, {"Sequence": _}]:
+            return start
+    return None
 
 
 def train_byte_bpe(texts: list[str], vocab_size: int) -> Any:
@@ -102,6 +119,12 @@ def train_byte_bpe(texts: list[str], vocab_size: int) -> Any:
     inner.train_from_iterator(texts, trainer)
     model = model_of(inner)
     return byte_bpe(model["vocab"], [tuple(merge) for merge in model["merges"]])
+
+
+def add_token(inner: Any, content: str, **flags: bool) -> None:
+    """Adds a token that text is searched for, unless it was added already."""
+    if content not in {added.content for added in inner.get_added_tokens_decoder().values()}:
+        inner.add_tokens([tokenizers.AddedToken(content, **flags)])
 
 
 def model_of(inner: Any) -> dict[str, Any]:

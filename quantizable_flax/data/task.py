@@ -55,3 +55,12 @@ class Task(abc.ABC):
 
         `make_task(config, assets)` takes them back.
         """
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON values that tell the training data, in their order, from others.
+
+        They follow from the content, not from where it lies: `examples`, their number, and what a
+        family adds, see `data.fingerprint.difference`.
+        """
+        return {"examples": len(self.source("train"))}

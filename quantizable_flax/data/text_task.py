@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,12 +12,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from quantizable_flax.data.blocks import Blocks, Mixture
-from quantizable_flax.data.corpora import corpora
+from quantizable_flax.data.corpora import EMBEDDED, corpora
 from quantizable_flax.data.masking import IGNORE_LABEL, MaskTokens
-from quantizable_flax.data.packing import packed_tokens
+from quantizable_flax.data.packing import checksum, packed_tokens
 from quantizable_flax.data.task import Example, Source, Task, Transform
 from quantizable_flax.data.tokenizer import BYTE_BPE, WORDPIECE, Tokenizer
-from quantizable_flax.data.tokenizer_build import build_tokenizer, check_kind, load_file
+from quantizable_flax.data.tokenizer_build import (
+    build_tokenizer,
+    check_kind,
+    is_file_of,
+    load_file,
+)
 from quantizable_flax.errors import UserError
 
 
@@ -45,6 +51,7 @@ class TextTask(Task):
         self._check_padding(config.model.pad_token_id)
         self._config = config
         self._sources: dict[str, Source] = {}
+        self._content: list[list[Any]] = []
 
     def _check_padding(self, pad_token_id: int | None) -> None:
         """The row of another token would get no gradient from the lookup."""
@@ -69,10 +76,25 @@ class TextTask(Task):
         data_cfg = self._config.data
         parts = corpora(data_cfg)
         weights = [part.weight for part in parts if part.weight is not None]
-        if split != "train" or len(weights) < 2:
-            return Blocks(packed_tokens(data_cfg, self.tokenizer, split))
-        blocks = [Blocks(packed_tokens(part.config, self.tokenizer, split)) for part in parts]
-        return Mixture(blocks, weights)
+        mixed = split == "train" and len(weights) > 1
+        configs = [part.config for part in parts] if mixed else [data_cfg]
+        packed = [packed_tokens(config, self.tokenizer, split) for config in configs]
+        if split == "train":
+            shares = map(str, weights) if mixed else ["1"]
+            self._content = [
+                [share, len(tokens_NxT), checksum(tokens_NxT)]
+                for share, tokens_NxT in zip(shares, packed, strict=True)
+            ]
+        blocks = [Blocks(tokens_NxT) for tokens_NxT in packed]
+        return Mixture(blocks, weights) if mixed else blocks[0]
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Number and checksum of the packed blocks, and whose corpus the embedded one is."""
+        found = {"examples": len(self.source("train")), "content": self._content}
+        if any(part.name == EMBEDDED for part in corpora(self._config.data)):
+            found["python"] = platform.python_version()
+        return found
 
     @property
     def assets(self) -> dict[str, Any]:
@@ -121,12 +143,11 @@ def _from_assets(assets: Mapping[str, Any], data_cfg: ConfigDict, kind: str) -> 
     check_kind(saved, kind, "the checkpoint")
     file = data_cfg.tokenizer.file
     # The file may be gone or on another machine: the checkpoint holds what it needs.
-    if file and os.access(Path(file).expanduser(), os.R_OK):
-        given = load_file(data_cfg)
-        if not given.same_ids(saved):
-            raise UserError(
-                f"expected data.tokenizer.file to be the tokenizer of the checkpoint, which has "
-                f"{saved.vocab_size} tokens, found another one of {given.vocab_size} tokens in "
-                f"{file}; leave data.tokenizer.file out or start a new run"
-            )
+    readable = file and os.access(Path(file).expanduser(), os.R_OK)
+    if readable and not is_file_of(saved, data_cfg):
+        raise UserError(
+            f"expected data.tokenizer.file to be the tokenizer of the checkpoint, which has "
+            f"{saved.vocab_size} tokens, found another one of {load_file(data_cfg).vocab_size} "
+            f"tokens in {file}; leave data.tokenizer.file out or start a new run"
+        )
     return saved

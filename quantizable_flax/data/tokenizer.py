@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantizable_flax.data import subword
+from quantizable_flax.data.pieces import pieces
 from quantizable_flax.data.subword import BERT_TOKENS, BYTES, GPT2_START, OPT_TOKENS
 from quantizable_flax.data.tokenizer_files import parse_json, read_tokenizer
 from quantizable_flax.errors import UserError
@@ -47,8 +48,8 @@ class Tokenizer:
         else:
             added = inner.get_added_tokens_decoder().items()
             self.special_ids = tuple(sorted(token for token, piece in added if piece.special))
-            start = vocab["</s>"] if "</s>" in vocab else vocab[GPT2_START]
-            self.prefix_ids, self.suffix_ids = (start,), ()
+            start = subword.start_of(inner) or ("</s>" if "</s>" in vocab else GPT2_START)
+            self.prefix_ids, self.suffix_ids = (vocab[start],), ()
         self.pad_id = vocab.get("[PAD]" if self.kind == WORDPIECE else "<pad>")
         self.unk_id = vocab.get("[UNK]" if self.kind == WORDPIECE else "<unk>")
         self.mask_id = vocab["[MASK]"] if self.kind == WORDPIECE else None
@@ -74,7 +75,20 @@ class Tokenizer:
         content = json.loads(self.to_json())
         model = content["model"]
         vocab = self._inner.get_vocab(with_added_tokens=True)
-        return [self.kind, vocab, model.get("merges"), content["normalizer"], self.prefix_ids]
+        spaced = (content["pre_tokenizer"] or {}).get("add_prefix_space", False)
+        return [
+            self.kind,
+            vocab,
+            model.get("merges"),
+            content["normalizer"],
+            self.prefix_ids,
+            spaced,
+        ]
+
+    @property
+    def lowercase(self) -> bool | None:
+        """Whether text is lower-cased; None where the tokenizer says it in another way."""
+        return (json.loads(self.to_json())["normalizer"] or {}).get("lowercase")
 
     @classmethod
     def from_json(cls, text: str, origin: str = "the tokenizer") -> "Tokenizer":
@@ -82,13 +96,24 @@ class Tokenizer:
         return cls(parse_json(text, origin))
 
     @classmethod
-    def load(cls, path: str | os.PathLike, *, lowercase: bool = True) -> "Tokenizer":
+    def load(
+        cls, path: str | os.PathLike, *, lowercase: bool | None = None, beside: bool = True
+    ) -> "Tokenizer":
         """Returns the tokenizer of a tokenizer.json, vocab.txt, vocab.json or their folder.
 
-        `lowercase` counts for a vocab.txt, which does not say it. A merges.txt lies beside a
-        vocab.json. Raises UserError for a file that is missing, cannot be read or is no tokenizer.
+        A merges.txt lies beside a vocab.json.
+
+        Args:
+          path: the file or folder.
+          lowercase: whether the text of a vocab.txt is lower-cased, whatever files beside it say;
+            None to do as they say, and to lower-case where they do not.
+          beside: whether such files are read: tokenizer_config.json, special_tokens_map.json,
+            added_tokens.json and config.json.
+
+        Raises:
+          UserError: a file that is missing, cannot be read or is no tokenizer.
         """
-        return cls(read_tokenizer(Path(path).expanduser(), lowercase))
+        return cls(read_tokenizer(Path(path).expanduser(), lowercase, beside=beside))
 
     @classmethod
     def train_wordpiece(
@@ -110,10 +135,13 @@ class Tokenizer:
 
 
 def capped(documents: Iterable[str], corpora: int = 1) -> Iterator[str]:
-    """Yields documents until one corpus of so many has had its share of MAX_TRAINING_CHARS."""
+    """Yields documents until one corpus of so many has had its share of MAX_TRAINING_CHARS.
+
+    Long ones come in pieces, for training counts words.
+    """
     left = MAX_TRAINING_CHARS // corpora
     for text in documents:
-        yield text[:left]
+        yield from pieces(text[:left])
         left -= len(text)
         if left <= 0:
             return

@@ -33,6 +33,12 @@ def build_tokenizer(data_cfg: ConfigDict, kind: str = WORDPIECE) -> Tokenizer:
     if options.file:
         loaded = load_file(data_cfg)
         check_kind(loaded, kind, str(options.file))
+        asked = options.get("lowercase")
+        if asked is not None and loaded.lowercase not in (asked, None):
+            raise UserError(
+                f"expected data.tokenizer.lowercase to be unset or {loaded.lowercase} as in "
+                f"{options.file}, found {asked}; leave it out, or change the file"
+            )
         return loaded
     path = cache_dir(data_cfg) / f"tokenizer-{_key(data_cfg, kind)}.json"
     try:
@@ -53,7 +59,27 @@ def build_tokenizer(data_cfg: ConfigDict, kind: str = WORDPIECE) -> Tokenizer:
 def load_file(data_cfg: ConfigDict) -> Tokenizer:
     """Returns the tokenizer of data.tokenizer.file."""
     options = data_cfg.tokenizer
-    return Tokenizer.load(options.file, lowercase=options.get("lowercase", True))
+    return Tokenizer.load(options.file, lowercase=options.get("lowercase"))
+
+
+def is_file_of(saved: Tokenizer, data_cfg: ConfigDict) -> bool:
+    """Whether data.tokenizer.file is what the tokenizer of a checkpoint was made from.
+
+    A run that began before the files beside a vocabulary were read goes on as it began.
+    """
+    if load_file(data_cfg).same_ids(saved):
+        return True
+    options = data_cfg.tokenizer
+    if options.get("lowercase") is False and saved.lowercase:
+        return False
+    plain = Tokenizer.load(options.file, lowercase=saved.lowercase, beside=False)
+    if not plain.same_ids(saved):
+        return False
+    _log.warning(
+        "the tokenizer of the checkpoint is used on, which does not follow the files beside %s",
+        options.file,
+    )
+    return True
 
 
 def check_kind(found: Tokenizer, kind: str, origin: str) -> None:
@@ -74,7 +100,7 @@ def _key(data_cfg: ConfigDict, kind: str) -> str:
         "kind": kind,
     }
     if kind == WORDPIECE:
-        description["lowercase"] = options.lowercase
+        description["lowercase"] = _lowercase(options)
     return cache_key(description)
 
 
@@ -82,7 +108,11 @@ def _train(data_cfg: ConfigDict, kind: str) -> Tokenizer:
     options, documents = data_cfg.tokenizer, _training_documents(data_cfg)
     if kind == BYTE_BPE:
         return Tokenizer.train_byte_bpe(documents, options.vocab_size)
-    return Tokenizer.train_wordpiece(documents, options.vocab_size, options.lowercase)
+    return Tokenizer.train_wordpiece(documents, options.vocab_size, _lowercase(options))
+
+
+def _lowercase(options: ConfigDict) -> bool:
+    return options.lowercase is not False
 
 
 def _training_documents(data_cfg: ConfigDict) -> Iterator[str]:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.config import check_positive
 from quantizable_flax.data import Task, make_task, train_iterator
-from quantizable_flax.training import checkpoint, distributed, initial, qat, resume
+from quantizable_flax.training import checkpoint, distributed, initial, qat, resume, same_data
 from quantizable_flax.training.feed import Feed
 from quantizable_flax.training.profiling import parse_steps
 from quantizable_flax.training.run import Run
@@ -36,6 +36,7 @@ def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> Tr
     check_writable(path)
     traced = parse_steps(profile, config.train.steps)
     mesh, model, optimizer = set_up(config)
+    task = _task_of_newest(config, path)  # before anything is compiled
     state = init_state(
         model,
         optimizer,
@@ -49,7 +50,7 @@ def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> Tr
     assets = notes.assets if notes is not None else None
     if notes is None and config.init_from:
         state, assets = initial.start_from(config, state)
-    task = make_task(config, assets)
+    task = task or make_task(config, assets)
     data = train_iterator(
         task,
         batch_size=config.train.batch_size,
@@ -59,6 +60,7 @@ def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> Tr
     )
     _check_same_data(task)
     if notes is not None:
+        same_data.check(notes.info, task, path)
         data.set_state(notes.data)
     elif config.quant.train:
         state = qat.calibrated(config, model, task, state)
@@ -118,6 +120,28 @@ def _check_same_data(task: Task) -> None:
     distributed.check_same("the training data", seen.encode(), advice)
 
 
+def _task_of_newest(config: ConfigDict, path: epath.Path) -> Task | None:
+    """Returns the data side of a run that continues, once they are known to be what it began with.
+
+    None for a new run, and where the newest checkpoint is damaged: restoring finds an older one.
+    """
+
+    def read(step: int) -> Task:
+        notes = checkpoint.read_notes(path, step)
+        _check_continues(notes, config, path)
+        task = make_task(config, notes.assets)
+        same_data.check(notes.info, task, path)
+        return task
+
+    return resume.newest_if_sound(path, read)
+
+
+def _check_continues(notes: checkpoint.Notes, config: ConfigDict, path: epath.Path) -> None:
+    resume.check_trainable(notes.info, path)
+    known = same_data.KEY in notes.info
+    resume.check_same(notes.config, config.to_dict(), path, data_known=known)
+
+
 def _restore(config: ConfigDict, path: epath.Path, like: TrainState):
     """Returns (state, notes or None, damaged steps) of a new or a continued run."""
     if not resume.steps_of_all(path):
@@ -125,8 +149,7 @@ def _restore(config: ConfigDict, path: epath.Path, like: TrainState):
 
     def read(step):
         notes = checkpoint.read_notes(path, step)
-        resume.check_trainable(notes.info, path)
-        resume.check_same(notes.config, config.to_dict(), path)
+        _check_continues(notes, config, path)
         return checkpoint.restore_state(path, step, like), notes
 
     _, (state, notes), damaged = resume.newest_readable(path, read)

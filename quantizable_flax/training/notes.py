@@ -18,7 +18,7 @@ class Notes(NamedTuple):
       data: position of the data iterator.
       config: the configuration as nested dicts.
       assets: what the data side needs again, see `data.task.Task.assets`.
-      info: `step`, `train_seconds`, `versions`.
+      info: `step`, `train_seconds`, `versions`, and `training_data`, their `Task.fingerprint`.
     """
 
     data: dict[str, Any]

@@ -11,7 +11,7 @@ from etils import epath
 
 from quantizable_flax import config as configuration
 from quantizable_flax.errors import UserError
-from quantizable_flax.training import distributed
+from quantizable_flax.training import distributed, same_data
 from quantizable_flax.training.checkpoint import saved_steps, split_step
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,20 @@ def newest_readable(workdir: epath.Path, read: Callable[[int], T]) -> tuple[int,
     )
 
 
+def newest_if_sound(workdir: epath.Path, read: Callable[[int], T]) -> T | None:
+    """Returns `read(step)` of the newest step; None where there is none or it is damaged.
+
+    Raises UserError as `read` does.
+    """
+    steps = steps_of_all(workdir)
+    try:
+        return _read_by_all(read, steps[0]) if steps else None
+    except UserError:
+        raise
+    except Exception:  # damage, which is told where the state is restored
+        return None
+
+
 def read_step(workdir: epath.Path, step: int, read: Callable[[int], T]) -> T:
     """Returns `read(step)` of one asked step, without falling back.
 
@@ -176,11 +190,19 @@ def check_trainable(info: Mapping[str, Any], workdir: epath.Path) -> None:
         )
 
 
-def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epath.Path) -> None:
+def check_same(
+    saved: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    workdir: epath.Path,
+    *,
+    data_known: bool = False,
+) -> None:
     """Raises UserError if a run cannot continue with the asked configuration.
 
     The model and what fixes the order of the data must be those of the checkpoint, and so must
-    quantization where it is trained. Keys that its version did not know have their defaults.
+    quantization where it is trained. Keys that its version did not know have their defaults. With
+    `data_known`, the checkpoint tells what its data hold and the caller compares that, so that they
+    may lie elsewhere.
     """
     saved = configuration.from_dict(saved).to_dict()
     changes = []
@@ -192,7 +214,7 @@ def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epat
         else:
             old, new = (_flatten({group: config[group]}) for config in (saved, asked))
         for key in sorted(old.keys() | new.keys()):
-            if not _fixed(key):
+            if not _fixed(key) or same_data.agree(key, old, new, data_known=data_known):
                 continue
             # A tuple comes back from JSON as a list.
             before, after = json.dumps(old.get(key)), json.dumps(new.get(key))
@@ -202,6 +224,8 @@ def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epat
                 changes.append(f"{key}={before}, not {after}")
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        if not data_known and changes[0].startswith(same_data.PLACES):
+            more += ", and is of a version that does not tell whether other data are the same"
         raise UserError(
             f"{workdir} holds a run with {'; '.join(changes[:3])}{more}: continue it with its own "
             "configuration or give a new --workdir."

@@ -20,7 +20,7 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import evaluate, make_eval_step
 from quantizable_flax.quantization.sites import RANGES, STATS
 from quantizable_flax.sharding import on_mesh
-from quantizable_flax.training import checkpoint, distributed
+from quantizable_flax.training import checkpoint, distributed, same_data
 from quantizable_flax.training.metrics import MetricWriter, Progress, duration
 from quantizable_flax.training.optimizer import make_schedule
 from quantizable_flax.training.profiling import Profile
@@ -201,6 +201,7 @@ class Run:
                 "step": step,
                 "train_seconds": seconds,
                 "versions": checkpoint.library_versions(),
+                same_data.KEY: self._task.fingerprint,
             },
         )
         with self._throughput.lost["checkpoint"], jax.transfer_guard("allow"):

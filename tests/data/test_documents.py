@@ -1,7 +1,9 @@
 """The documents of every source, their split, and every message about files."""
 
+import bz2
 import gzip
 import json
+import logging
 import lzma
 import re
 
@@ -11,13 +13,13 @@ from quantizable_flax.data import iter_documents, text_files
 from quantizable_flax.data.embedded import MIN_DOCSTRING_CHARS, _docstrings, embedded_documents
 from quantizable_flax.errors import UserError
 
-OPENERS = {"": open, ".gz": gzip.open, ".xz": lzma.open}
+OPENERS = {"": open, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
 def write(path, documents, text_key="text"):
-    opener = OPENERS.get(path.suffix, open)
+    opener = OPENERS.get(path.suffix.lower(), open)
     with opener(path, "wt", encoding="utf-8") as stream:
-        if ".jsonl" in path.name:
+        if "json" in path.name.lower():
             stream.writelines(json.dumps({text_key: text}) + "\n" for text in documents)
         else:
             stream.write("\n\n".join(documents) + "\n")
@@ -36,8 +38,8 @@ def expect_error(config, pattern, split="train"):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("packed", OPENERS)
-@pytest.mark.parametrize("kind", [".txt", ".jsonl"])
+@pytest.mark.parametrize("packed", [*OPENERS, ".GZ"])
+@pytest.mark.parametrize("kind", [".txt", ".jsonl", ".json", ".JSONL", ".Txt"])
 def test_every_format_gives_the_same_documents(tmp_path, make_config, kind, packed):
     documents = ["Ein Dokument,\nzwei Zeilen — Straße", "a second one", "日本語", "the last"]
     path = write(tmp_path / f"part{kind}{packed}", documents)
@@ -79,6 +81,50 @@ def test_text_without_blank_lines_is_streamed_in_pieces(tmp_path, make_config, m
     pieces = list(iter_documents(config.data, "train"))
     assert max(map(len, pieces)) < 130
     assert "\n".join(pieces).split("\n") == lines
+
+
+def test_a_line_without_end_is_streamed_between_its_words(tmp_path, make_config, monkeypatch):
+    monkeypatch.setattr(text_files, "MAX_DOCUMENT_CHARS", 100)
+    words = [f"word{number}" for number in range(300)]
+    text = " ".join(words) + "\n\nanother document\n\n" + "x" * 1000 + "\n"
+    config = make_config(files=write(tmp_path / "a.txt", [text]), validation_fraction=0)
+    pieces = list(iter_documents(config.data, "train"))
+    assert max(map(len, pieces)) <= 300  # two reads, and what the first left over
+    assert " ".join(pieces).split()[: len(words)] == words
+    assert "another document" in pieces
+    assert "".join(pieces).endswith("x" * 1000)
+
+
+def test_a_json_line_beyond_the_limit_is_refused(tmp_path, make_config, monkeypatch):
+    monkeypatch.setattr(text_files, "MAX_JSON_CHARS", 1000)
+    for name, length in (("short.jsonl", 900), ("long.jsonl", 1000)):
+        write(tmp_path / name, ["first", "x" * length])
+    config = make_config(files=str(tmp_path / "short.jsonl"), validation_fraction=0)
+    assert len(list(iter_documents(config.data, "train"))) == 2
+    config.data.files = str(tmp_path / "long.jsonl")
+    expect_error(config, r"at most 1000 characters in .*long\.jsonl, line 2, found more; cut")
+
+
+@pytest.mark.parametrize("name", ["b.txt", "b.jsonl", *map("b.jsonl{}".format, OPENERS)])
+@pytest.mark.parametrize("content", [None, b"", b" \n\t\n\n"])
+def test_shards_without_documents_are_passed_over(tmp_path, make_config, caplog, name, content):
+    write(tmp_path / "a.txt", ["one", "two"])
+    empty = tmp_path / name
+    if content is None:
+        empty.touch()
+    else:
+        with OPENERS.get(empty.suffix, open)(empty, "wb") as stream:
+            stream.write(content)
+    write(tmp_path / "c.txt", [""])
+    config = make_config(files=f"{tmp_path}/*.*", validation_fraction=0)
+    with caplog.at_level(logging.WARNING):
+        texts = [list(iter_documents(config.data, "train")) for _ in range(2)]
+    assert texts == [["one", "two"]] * 2
+    (message,) = [r.getMessage() for r in caplog.records if "quantizable_flax" in r.name]
+    assert message.startswith("2 of 3 ")
+    assert message.endswith(str(empty))
+    config.data.files = f"{empty},{tmp_path}/c.txt"
+    expect_error(config, f"expected text in {empty}, found no document there nor in 1 more")
 
 
 def test_lone_surrogates_and_byte_order_marks_do_not_reach_the_tokenizer(tmp_path, make_config):
@@ -138,13 +184,16 @@ def test_files_source_without_files(make_config, tmp_path):
         ("missing.txt", "found nothing there"),
         ("*.jsonl", "found none; correct the glob"),
         (".", "found the directory"),
-        ("table.csv", r"ends in one of \.txt, .*\.jsonl\.xz, found .*table\.csv"),
+        ("table.csv", r"in one of \.txt, .* one of \.gz, .* behind, found .*table\.csv"),
         ("table.jsn.gz", "convert or rename it"),
         ("empty.txt", r"empty\.txt, found no document"),
         ("blank.txt", r"blank\.txt, found no document"),
         ("latin.txt", r"expected UTF-8 text in .*latin\.txt"),
         ("broken.jsonl", r"broken\.jsonl, line 3, found invalid JSON"),
-        ("list.jsonl", r"list\.jsonl, line 1, found list"),
+        ("list.jsonl", r"list\.jsonl, line 2, found list"),
+        ("array.json", r"array\.json, line 1, found an array; write each of its objects"),
+        ("pretty.json", r"pretty\.json, line 1, found invalid JSON .* write the object on one"),
+        ("digits.jsonl", r"digits\.jsonl, line 1, found invalid JSON"),
         ("keys.jsonl", r"key 'text' in .*line 1, found the keys body, title; set data.text_key"),
         ("number.jsonl", r"number\.jsonl, line 1, found int"),
     ],
@@ -157,7 +206,10 @@ def test_bad_files(tmp_path, make_config, files, pattern):
         "blank.txt": b"\n \n\n",
         "latin.txt": "Straße".encode("latin-1"),
         "broken.jsonl": b'{"text": "a"}\n\n{"text": \n',
-        "list.jsonl": b"[1]\n",
+        "list.jsonl": b'{"text": "a"}\n[1]\n',
+        "array.json": b'[\n{"text": "a"},\n{"text": "b"}]',
+        "pretty.json": b'{\n  "text": "a"\n}\n',
+        "digits.jsonl": b'{"text": "a", "n": ' + b"1" * 5000 + b"}\n",
         "keys.jsonl": b'{"title": "a", "body": "b"}\n',
         "number.jsonl": b'{"text": 3}\n',
     }
@@ -166,7 +218,7 @@ def test_bad_files(tmp_path, make_config, files, pattern):
     expect_error(make_config(files=str(tmp_path / files)), pattern)
 
 
-@pytest.mark.parametrize("packed", [".gz", ".xz"])
+@pytest.mark.parametrize("packed", [".gz", ".xz", ".bz2"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "not compressed"])
 def test_damaged_archives(tmp_path, make_config, documents, packed, damage):
     path = tmp_path / f"a.txt{packed}"

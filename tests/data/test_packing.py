@@ -1,13 +1,17 @@
 """Packing loses nothing, and its cache is never trusted too much."""
 
+import json
 import logging
+import lzma
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from quantizable_flax.data import iter_documents, packed_tokens, packing
+from quantizable_flax.data import iter_documents, packed_tokens, packing, pieces
 from quantizable_flax.errors import UserError
 
 
@@ -34,6 +38,61 @@ def test_nothing_is_lost_but_the_remainder(
     stream = expected_stream(config, tokenizer, split)
     assert tokens_NxT.shape == (len(stream) // seq_len, seq_len)
     assert tokens_NxT.ravel().tolist() == stream[: tokens_NxT.size]
+
+
+@pytest.mark.parametrize("family", ["bert", "opt"])
+def test_long_documents_have_the_tokens_that_they_have_whole(
+    make_config, tokenizer, byte_tokenizer, monkeypatch, tmp_path, family
+):
+    kept = tokenizer if family == "bert" else byte_tokenizer
+    rng = np.random.default_rng(0)
+    spaces = [" ", "  ", "\n", " \n", "\t", "\n\n ", "\u00a0", "\r\n"]
+    words = ["the", "fox", "don't", "1999", "—", "...", "Straße", "e\u0301", "日本語", "🦊"]
+    parts = rng.choice(words, 4000), rng.choice(spaces, 4000)
+    long = "".join(word + space for word, space in zip(*parts, strict=True)).strip()
+    lines = [json.dumps({"text": text}) for text in ("a short one", long, "the last")]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    files = str(tmp_path / "a.jsonl")
+    config = make_config(family, files=files, validation_fraction=0.0, seq_len=7)
+    monkeypatch.setattr(pieces, "PIECE_CHARS", 100)
+    assert max(map(len, pieces.pieces(long))) <= 100
+    tokens_NxT = packed_tokens(config.data, kept, "train")
+    stream = expected_stream(config, kept, "train")
+    assert tokens_NxT.ravel().tolist() == stream[: tokens_NxT.size]
+
+
+def test_a_long_word_is_cut_and_nothing_of_it_lost(monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE_CHARS", 100)
+    for text in ("x" * 1000, " " * 1000, "x" + " " * 300 + "y" * 300, ""):
+        cut = list(pieces.pieces(text))
+        assert "".join(cut) == text
+        assert max(map(len, cut)) <= 100
+
+
+def test_the_memory_of_a_long_line_is_a_few_times_its_size(tmp_path, tokenizer):
+    text = "the quick brown fox jumps over a lazy dog " * 90_000
+    (tmp_path / "line.txt").write_text(text)
+    with lzma.open(tmp_path / "line.jsonl.xz", "wt", preset=0) as stream:
+        json.dump({"text": text}, stream)
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    script = (
+        "import resource, sys\n"
+        "from quantizable_flax.data import Tokenizer, packed_tokens\n"
+        "from quantizable_flax.defaults import data_defaults\n"
+        "config, folder = data_defaults('bert'), sys.argv[1]\n"
+        "config.update(cache_dir=folder, validation_fraction=0.0)\n"
+        "tokenizer = Tokenizer.load(folder + '/tokenizer.json')\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "before = peak()\n"
+        "for name in ('line.txt', 'line.jsonl.xz'):\n"
+        "    config.files = folder + '/' + name\n"
+        "    packed_tokens(config, tokenizer, 'train')\n"
+        "    print(peak() - before)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    # 3.8 MB of text; 80 MB are the tokens of a batch. Those of the whole line took 440 MB.
+    assert max(map(int, result.stdout.split())) < 200, result.stdout
 
 
 def test_small_vocabularies_take_two_bytes_and_large_ones_four(text_config, tokenizer):

@@ -144,11 +144,29 @@ def test_signal_during_validation_is_saved_with_the_next_step(finished, tmp_path
     assert step in (5, 6)
 
 
-def test_other_data_is_refused(finished):
+def test_other_data_is_refused(finished, monkeypatch):
     folder, whole = finished
     other = write_text(folder / "other.txt", seed=3)
-    with pytest.raises(UserError, match=r"data.files=.*text.txt\", not .*other.txt"):
+    monkeypatch.setattr("quantizable_flax.training.loop.init_state", None)  # nothing is compiled
+    with pytest.raises(UserError, match=r"on \d+ sequences where the data now have \d+: bring"):
         train(tiny_config(folder, **DROPOUT, data__files=other), str(whole))
+
+
+def test_a_moved_corpus_goes_on(finished, tmp_path, monkeypatch):
+    folder, whole = finished
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "80")
+    text = (folder / "text.txt").read_text().split("\n\n")
+    (tmp_path / "moved").mkdir()
+    for part, documents in enumerate((text[:150], [], text[150:])):
+        (tmp_path / "moved" / f"{part}.TXT").write_text("\n\n".join(documents))
+    monkeypatch.chdir(tmp_path)
+    changes = {**DROPOUT, "data__source": "files", "data__cache_dir": str(tmp_path / "cache")}
+    train(tiny_config(folder, **changes, data__files="moved/*.TXT"), "run")
+    assert_bitwise_equal(saved(tmp_path / "run", 80), saved(whole, 80))
+    swapped = "moved/2.TXT,moved/0.TXT"
+    with pytest.raises(UserError, match=r"sequences where the data now have others, or another"):
+        train(tiny_config(folder, **changes, data__files=swapped), "run")
 
 
 def test_clipping_may_be_switched_off_in_a_continued_run(finished, tmp_path):

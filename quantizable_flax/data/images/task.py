@@ -1,11 +1,13 @@
 """Classification of images, as a task of the data package."""
 
 import functools
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from quantizable_flax.data.fingerprint import sample
 from quantizable_flax.data.images.augment import AugmentImage, PrepareImage, make_recipe
 from quantizable_flax.data.images.pool import Pool, normalised
 from quantizable_flax.data.images.sources import Dataset, open_validation_files, opener
@@ -48,6 +50,13 @@ class ImageTask(Task):
     def assets(self) -> dict[str, Any]:
         """The names of the classes, in the order of the labels."""
         return {"classes": list(self.classes)}
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Checksums of the names of the images, in their order, and of the content of some."""
+        source = self.source("train")
+        names = zlib.crc32(self._train.positions_N.tobytes())
+        return {"examples": len(source), "content": names, "sample": sample(source)}
 
     def source(self, split: str) -> Source:
         """Returns the labelled, still encoded images of "train" or "validation".
