@@ -21,6 +21,8 @@ from quantizable_flax.evaluation import evaluate, make_eval_step
 from quantizable_flax.quantization.sites import RANGES, STATS
 from quantizable_flax.sharding import on_mesh
 from quantizable_flax.training import checkpoint, distributed
+from quantizable_flax.training.lock import Lock
+from quantizable_flax.training.lock_file import FILE
 from quantizable_flax.training.metrics import MetricWriter, Progress, duration
 from quantizable_flax.training.optimizer import make_schedule
 from quantizable_flax.training.profiling import Profile
@@ -36,7 +38,8 @@ class DivergedError(UserError):
 class Run:
     """What surrounds the steps: writers, progress, validation, checkpoints."""
 
-    def __init__(self, config, path, model: nn.Module, task: Task, notes, mesh: Mesh):
+    def __init__(self, config, path, model: nn.Module, task: Task, notes, mesh: Mesh, lock: Lock):
+        self._lock = lock
         self.config, self._path, self._metric, self._task = config, path, model.metric, task
         self._schedule = make_schedule(config.optimizer, config.train.steps)
         self._place, self._share = functools.partial(put_batch, mesh=mesh), batch_share(mesh)
@@ -127,7 +130,7 @@ class Run:
     def _check_shared(self) -> None:
         """Raises UserError on all processes unless each sees what the first has written."""
         distributed.wait_for_all("the workdir is there")
-        sees = distributed.gathered(np.int32((self._path / "config.json").exists()))
+        sees = distributed.gathered(np.int32((self._path / FILE).exists()))
         if not sees.all():
             raise UserError(
                 f"--workdir={self._path} must be storage that all hosts share, process "
@@ -207,7 +210,8 @@ class Run:
             self._checkpoints.save(state, notes)
 
     def check_saves(self) -> None:
-        """Raises UserError if the checkpoint in flight has failed."""
+        """Raises UserError if the checkpoint in flight has failed, or the workdir was taken."""
+        self._lock.check()
         self._checkpoints.check()
 
     def stopped(self, step: int) -> None:
