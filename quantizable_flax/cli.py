@@ -11,6 +11,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from quantizable_flax import terminal
 from quantizable_flax.errors import UserError
 
 MISTAKE = 2
@@ -34,6 +35,7 @@ def run(main: Callable[[list[str]], None], unknown_prefix: tuple[str, ...] = ())
         except UserError as error:
             fail(error)
 
+    terminal.tolerate()
     app.run(guarded, flags_parser=lambda arguments: _parse(arguments, unknown_prefix))
 
 

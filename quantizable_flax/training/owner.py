@@ -79,7 +79,7 @@ class Owner:
 
 def _read(file: str) -> str:
     try:
-        return Path(file).read_text().strip()
+        return Path(file).read_text("utf-8", "replace").strip()
     except OSError:
         return ""
 

@@ -78,7 +78,7 @@ def describe(workdir: epath.Path, config: ConfigDict, assets: Mapping[str, Any])
     for name, text in texts.items():
         file = workdir / f"{name}.json"
         try:
-            replace(file, text.encode())
+            replace(file, text.encode("utf-8", "backslashreplace"))  # so JSON writes a surrogate
         except Exception as error:  # every storage library has its own
             logger.warning("%s could not be written (%s).", file, reason_of(error))
 
