@@ -9,6 +9,7 @@ from absl import flags
 from quantizable_flax import cli, exporting, terminal
 from quantizable_flax.analysis import tables
 from quantizable_flax.analysis.report import Subject, report, sensitivity_report
+from quantizable_flax.compilation_cache import use_compilation_cache
 from quantizable_flax.data import make_task
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluator import Evaluator, result_row
@@ -54,6 +55,7 @@ def main(arguments: list[str]) -> None:
     check_choice("--backend", BACKEND.value, BACKENDS)
     if SEEDS.value < 1:
         raise UserError(f"--calibration_seeds must be at least 1, found {SEEDS.value}.")
+    use_compilation_cache()
     with distributed.joined():
         _run(workdirs, settings, overrides)
 

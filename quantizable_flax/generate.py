@@ -5,6 +5,7 @@ import os
 from absl import flags
 
 from quantizable_flax import cli, terminal
+from quantizable_flax.compilation_cache import use_compilation_cache
 from quantizable_flax.data import make_task
 from quantizable_flax.generation import Sampling, check_causal, generate
 from quantizable_flax.loading import Run, load_run
@@ -56,6 +57,7 @@ def main(arguments: list[str]) -> None:
     """Prints each prompt with its continuation."""
     cli.reject_rest(arguments)
     values = flags.FLAGS
+    use_compilation_cache()
     run = load_run(cli.required("workdir", values.workdir))
     prompts = cli.required("prompt", values.prompt)
     sampling = Sampling(values.temperature, values.top_k, values.top_p)
