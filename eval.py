@@ -1,13 +1,15 @@
 """Evaluates runs: python eval.py --workdir=RUN [--workdir=RUN2 ...] --quant=w8a8,w6a6+mse."""
 
+import contextlib
 import logging
 
 import jax
 from absl import flags
 
-from quantizable_flax import cli, exporting
+from quantizable_flax import cli, exporting, terminal
 from quantizable_flax.analysis import tables
 from quantizable_flax.analysis.report import Subject, report, sensitivity_report
+from quantizable_flax.compilation_cache import use_compilation_cache
 from quantizable_flax.data import make_task
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluator import Evaluator, result_row
@@ -53,6 +55,7 @@ def main(arguments: list[str]) -> None:
     check_choice("--backend", BACKEND.value, BACKENDS)
     if SEEDS.value < 1:
         raise UserError(f"--calibration_seeds must be at least 1, found {SEEDS.value}.")
+    use_compilation_cache()
     with distributed.joined():
         _run(workdirs, settings, overrides)
 
@@ -88,25 +91,32 @@ def _evaluate(runs: dict[str, Run], settings: list[Setting]) -> None:
     if not distributed.is_first():
         return
     rows = [subject.row for subject in subjects]
-    tables.print_table(rows, columns)
-    if JSON.value:
-        tables.write_json(rows, JSON.value)
-    if MARKDOWN.value:
-        tables.write_text(tables.markdown(rows, columns), MARKDOWN.value)
-    if REPORT.value:
-        tables.write_text(report(subjects, columns), REPORT.value)
+    with contextlib.ExitStack() as outputs:  # from the last to the first, whichever fails
+        outputs.callback(tables.print_table, rows, columns)
+        if REPORT.value:
+            outputs.callback(_write_report, subjects, columns, REPORT.value)
+        if MARKDOWN.value:
+            outputs.callback(tables.write_text, tables.markdown(rows, columns), MARKDOWN.value)
+        if JSON.value:
+            outputs.callback(tables.write_json, rows, JSON.value)
+
+
+def _write_report(subjects: list[Subject], columns: list[str], path: str) -> None:
+    tables.write_text(report(subjects, columns), path)
 
 
 def _rank(run: Run, setting: Setting) -> None:
     costs = _evaluator(run).sensitivity(setting)
     if not distributed.is_first():
         return
-    tables.print_costs(costs)
-    if JSON.value:
-        tables.write_json([cost._asdict() for cost in costs], JSON.value)
-    if REPORT.value:
-        name = run.config.name or run.config.model.name
-        tables.write_text(sensitivity_report(name, setting.name, costs), REPORT.value)
+    name = run.config.name or run.config.model.name
+    with contextlib.ExitStack() as outputs:
+        outputs.callback(tables.print_costs, costs)
+        if REPORT.value:
+            page = sensitivity_report(name, setting.name, costs)
+            outputs.callback(tables.write_text, page, REPORT.value)
+        if JSON.value:
+            outputs.callback(tables.write_json, [cost._asdict() for cost in costs], JSON.value)
 
 
 def _export(run: Run, setting: Setting, path: str) -> None:
@@ -126,11 +136,12 @@ def _export(run: Run, setting: Setting, path: str) -> None:
         seq_len=run.config.data.get("seq_len"),
         float32_bytes=exporting.size_in_bytes(run.params),
     )
-    print(
-        f"Wrote {folder}: parameters {sizes.int8 / 1e6:.1f} MB, program {exporting.PROGRAM} "
-        f"{sizes.program / 1e6:.1f} MB; in float32 they are {sizes.float32 / 1e6:.1f} MB "
-        f"({sizes.int8 / sizes.float32:.3f} and {sizes.program / sizes.float32:.3f} of it)."
-    )
+    with terminal.printing():
+        print(
+            f"Wrote {folder}: parameters {sizes.int8 / 1e6:.1f} MB, program {exporting.PROGRAM} "
+            f"{sizes.program / 1e6:.1f} MB; in float32 they are {sizes.float32 / 1e6:.1f} MB "
+            f"({sizes.int8 / sizes.float32:.3f} and {sizes.program / sizes.float32:.3f} of it)."
+        )
 
 
 def _one(flag: str, runs: dict[str, Run], settings: list[Setting]) -> tuple[Run, Setting]:

@@ -9,6 +9,7 @@ from ml_collections.config_flags import config_flags
 
 from quantizable_flax import cli
 from quantizable_flax.aot import compile as aot
+from quantizable_flax.compilation_cache import use_compilation_cache
 from quantizable_flax.errors import UserError
 from quantizable_flax.training import distributed
 from quantizable_flax.training.loop import train
@@ -56,6 +57,7 @@ def main(arguments: list[str]) -> None:
     if AOT_VARY.value or AOT_JSON.value or AOT_MARKDOWN.value:
         raise UserError("--aot_* flags are of --aot: name a slice, as --aot=v5e:2x2.")
     config, workdir = cli.loaded(CONFIG.value), cli.required("workdir", WORKDIR.value)
+    use_compilation_cache()
     with distributed.joined(stoppable=True):
         train(config, workdir, profile=PROFILE.value)
 

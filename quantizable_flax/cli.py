@@ -1,5 +1,6 @@
 """What the command lines share: flags that fail in one sentence, and exit status 2 for mistakes."""
 
+import contextlib
 import logging
 import re
 import sys
@@ -10,6 +11,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from quantizable_flax import terminal
 from quantizable_flax.errors import UserError
 
 MISTAKE = 2
@@ -33,23 +35,28 @@ def run(main: Callable[[list[str]], None], unknown_prefix: tuple[str, ...] = ())
         except UserError as error:
             fail(error)
 
+    terminal.tolerate()
     app.run(guarded, flags_parser=lambda arguments: _parse(arguments, unknown_prefix))
 
 
 def _set_up_logging() -> None:
     """Our own lines plainly on stderr; of the libraries (Orbax is talkative) only errors."""
     absl_logging.set_verbosity(absl_logging.ERROR)
+    # What Orbax's threads log with their stack traces, Orbax raises too, and we say in a sentence.
+    absl_logging.get_absl_handler().addFilter(lambda record: "orbax" not in record.pathname)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("quantizable_flax")
     ours.setLevel(logging.INFO)
     ours.addHandler(handler)
     ours.propagate = False
+    logging.raiseExceptions = False  # a log that cannot be written stops nothing
 
 
 def fail(error: Exception | str) -> None:
     """Prints one sentence to stderr and exits with status 2."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the status says so too
+        print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(MISTAKE)
 
 

@@ -1,8 +1,11 @@
 """Continues text: python -m quantizable_flax.generate --workdir=RUN --prompt="The file is"."""
 
+import os
+
 from absl import flags
 
-from quantizable_flax import cli
+from quantizable_flax import cli, terminal
+from quantizable_flax.compilation_cache import use_compilation_cache
 from quantizable_flax.data import make_task
 from quantizable_flax.generation import Sampling, check_causal, generate
 from quantizable_flax.loading import Run, load_run
@@ -54,16 +57,20 @@ def main(arguments: list[str]) -> None:
     """Prints each prompt with its continuation."""
     cli.reject_rest(arguments)
     values = flags.FLAGS
+    use_compilation_cache()
     run = load_run(cli.required("workdir", values.workdir))
+    prompts = cli.required("prompt", values.prompt)
     sampling = Sampling(values.temperature, values.top_k, values.top_p)
-    for text in continuations(
+    texts = continuations(
         run,
-        cli.required("prompt", values.prompt),
+        # Where the locale is ASCII, Python keeps the other bytes of its arguments undecoded.
+        [os.fsencode(text).decode("utf-8", "replace") for text in prompts],
         max_new_tokens=values.max_new_tokens,
         sampling=sampling,
         seed=values.seed,
-    ):
-        print(text)
+    )
+    with terminal.printing():
+        print("\n".join(texts))
 
 
 if __name__ == "__main__":

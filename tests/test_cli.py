@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_terminal import ASCII
 from tests.tiny import flags, write_text
 
 ROOT = Path(__file__).parents[1]
 CLIPPED = "--config=configs/quickstart.py:clipped"
 
 
-def run(program: str, *arguments: str) -> subprocess.CompletedProcess:
+def run(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     command = [sys.executable, program, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    env = os.environ | variables
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
 
 
 def assert_mistake(done: subprocess.CompletedProcess, *parts: str) -> None:
@@ -52,16 +54,21 @@ def test_eval_writes_table_json_and_markdown(folder, tmp_path):
         f"--json={tmp_path / 'out' / 'rows.json'}",
         f"--markdown={tmp_path / 'rows.md'}",
         f"--report={tmp_path / 'report.html'}",
+        **ASCII,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert " +- " in done.stdout
     first, second = json.loads((tmp_path / "out" / "rows.json").read_text())
     assert (first["steps"], second["steps"]) == (80, 40)
     assert first["attention"] == "clipped softmax (alpha=0.25)"
     assert first["fp"] < second["fp"]
     assert {"w8a8", "w8a8_std", "w4a8", "max_inf_norm", "avg_kurtosis"} <= first.keys()
-    assert (tmp_path / "rows.md").read_text().count("\n") == 4
+    table = (tmp_path / "rows.md").read_text(encoding="utf-8")
+    assert table.count("\n") == 4
+    assert " ± " in table
     assert "W8A8" in done.stdout
-    report = (tmp_path / "report.html").read_text()
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/png;base64,") >= 2
     assert "clipped softmax" in report
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.metric import METRICS
 from quantizable_flax.ptq.sensitivity import SiteCost
+from quantizable_flax.terminal import encodable, printing
 
 Row = dict[str, Any]
 LEFT = ("name", "model", "attention", "metric")
@@ -67,14 +69,18 @@ def print_table(rows: list[Row], bits: list[str]) -> None:
     for title, _ in columns(rows, bits):
         table.add_column(title, justify="left" if title in LEFT else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(show(row) for _, show in columns(rows, bits)))
+        table.add_row(*(encodable(show(row), sys.stdout) for _, show in columns(rows, bits)))
     _print(table)
 
 
 def _print(table: Table) -> None:
     # A pipe has no width of its own; a table cut at 80 columns would lose figures.
     console = Console()
-    Console(width=console.width if console.is_terminal else 160).print(table)
+    console = Console(width=console.width if console.is_terminal else 160)
+    with console.capture() as captured:
+        console.print(table)
+    with printing():
+        print(captured.get(), end="")
 
 
 def print_costs(costs: Sequence[SiteCost]) -> None:
@@ -105,7 +111,7 @@ def write_json(rows: list[Row], path: str) -> None:
 
 
 def write_text(text: str, path: str) -> None:
-    """Writes a file, making its folder.
+    """Writes a file in UTF-8 whatever the locale, making its folder.
 
     Raises:
       UserError: the path cannot be written.
@@ -113,6 +119,6 @@ def write_text(text: str, path: str) -> None:
     target = epath.Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
+        target.write_bytes(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}.") from error

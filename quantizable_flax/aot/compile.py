@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from quantizable_flax import terminal
 from quantizable_flax.aot import report
 from quantizable_flax.aot.candidates import Candidate, candidates
 from quantizable_flax.aot.estimate import Estimate, measure
@@ -66,7 +67,8 @@ def run(
         logger.info("%s: %s", candidate.label, took)
         rows.append(row)
         report.save(config, rows, json=json, markdown=markdown)
-    print(report.text_of(config, rows), flush=True)
+    with terminal.printing():
+        print(report.text_of(config, rows))
     return rows
 
 

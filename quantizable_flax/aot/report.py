@@ -192,6 +192,6 @@ def _write(path: str, text: str) -> None:
     try:
         file = epath.Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        file.write_bytes(text.encode())  # in UTF-8 whatever the locale
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error

@@ -17,6 +17,11 @@ def cache_dir(data_cfg: ConfigDict) -> Path:
     """Returns data.cache_dir, or the user's cache folder where that is None."""
     if data_cfg.cache_dir:
         return Path(data_cfg.cache_dir).expanduser()
+    return user_cache_dir()
+
+
+def user_cache_dir() -> Path:
+    """Returns our folder among the caches of this user."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(base) / "quantizable_flax"
 

@@ -22,6 +22,7 @@ from quantizable_flax.training.notes import Notes as Notes
 from quantizable_flax.training.notes import absolute as absolute
 from quantizable_flax.training.notes import library_versions as library_versions
 from quantizable_flax.training.notes import split_step as split_step
+from quantizable_flax.training.quiet import Quiet
 from quantizable_flax.training.step import TrainState
 
 JSON_ITEMS = ("data", "config", "assets", "info")
@@ -55,6 +56,8 @@ class Checkpoints:
             ),
         )
         self._writing: int | None = None  # the step of the last save
+        self._quiet = contextlib.ExitStack()  # until it is closed, for good if a write fails
+        self._quiet.enter_context(Quiet())
 
     def save(self, state: TrainState, notes: Notes) -> None:
         """Starts to write the state of `state.step`, once the write before has ended."""
@@ -93,6 +96,7 @@ class Checkpoints:
             yield
         except Exception as error:  # of a file system, reached through several libraries
             step, self._writing = self._writing, None
+            self._quiet.pop_all()
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             kept = [older for older in saved_steps(self._folder.parent) if older != step]
             rest = f"that of step {kept[0]} is kept" if kept else "there is none before it"
@@ -125,6 +129,7 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):  # that which `wait` has raised
                 self._manager.close()
+            self._quiet.close()
 
 
 def save_params(workdir: epath.Path, params: Any, notes: Notes) -> None:

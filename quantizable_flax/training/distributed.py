@@ -192,6 +192,14 @@ def first_of_all(value: Any) -> np.ndarray:
         return multihost_utils.broadcast_one_to_all(np.asarray(value))
 
 
+def text_of_first(text: str) -> str:
+    """Returns the text of the first process; the others give any."""
+    content = np.frombuffer(text.encode(), np.uint8)
+    shared = np.zeros(int(first_of_all(np.int32(len(content)))), np.uint8)
+    shared[: len(content)] = content[: len(shared)]
+    return first_of_all(shared).tobytes().decode()
+
+
 def check_same(what: str, content: bytes, advice: str) -> None:
     """Raises UserError on every process unless all have the same content."""
     digest = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.int32)

@@ -10,6 +10,7 @@ from quantizable_flax.config import check_positive
 from quantizable_flax.data import Task, make_task, train_iterator
 from quantizable_flax.training import checkpoint, distributed, initial, qat, resume, same_data
 from quantizable_flax.training.feed import Feed
+from quantizable_flax.training.lock import Lock, held
 from quantizable_flax.training.profiling import parse_steps
 from quantizable_flax.training.run import Run
 from quantizable_flax.training.setup import set_up
@@ -28,13 +29,21 @@ def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> Tr
       profile: `START:STOP`, steps to trace into `profile/` of the workdir.
 
     Raises:
-      UserError: a configuration that cannot work, a workdir of another model, no readable
-        checkpoint among those there, or a run that diverged (its last checkpoint is kept).
+      UserError: a configuration that cannot work, a workdir of another model or that another run
+        is using, no readable checkpoint among those there, or a run that diverged (its last
+        checkpoint is kept).
     """
     path = checkpoint.absolute(workdir)
     check_positive(config)
     check_writable(path)
     traced = parse_steps(profile, config.train.steps)
+    with held(path) as lock:
+        return _train(config, path, traced, lock)
+
+
+def _train(
+    config: ConfigDict, path: epath.Path, traced: tuple[int, int] | None, lock: Lock
+) -> TrainState:
     mesh, model, optimizer = set_up(config)
     task = _task_of_newest(config, path)  # before anything is compiled
     state = init_state(
@@ -64,7 +73,7 @@ def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> Tr
         data.set_state(notes.data)
     elif config.quant.train:
         state = qat.calibrated(config, model, task, state)
-    run = Run(config, path, model, task, notes, mesh)
+    run = Run(config, path, model, task, notes, mesh, lock)
     run.begin(damaged)
     step = make_train_step(model, optimizer, config, mesh, state)
     step = run.observed(step, state, traced)

@@ -1,16 +1,12 @@
-"""Metrics out: JSONL and TensorBoard files, a bar on a terminal, plain lines in a log."""
+"""Progress of a run: a bar on a terminal, plain lines in a log."""
 
-import json
-import math
+import contextlib
 import sys
 import time
 from typing import Any
 
 import tqdm
-from etils import epath
-from tensorboardX import SummaryWriter
 
-UPLOAD_SECONDS = 60  # between two writes of a whole file to a bucket
 INPUT_BOUND = " (waiting for data: raise data.workers)"
 
 
@@ -32,83 +28,14 @@ class Clock:
         return seconds
 
 
-class Lines:
-    """Appends lines to a file, at once on a disk, within a minute in a bucket.
-
-    An object in a bucket cannot be appended to, so it is written whole.
-    """
-
-    def __init__(self, path: epath.Path):
-        self._path, self._file = path, None
-        if "://" not in str(path):
-            self._file = path.open("a")
-            return
-        self._text = path.read_text() if path.exists() else ""
-        self._uploaded = time.monotonic()
-
-    def write(self, line: str) -> None:
-        """Appends a line, given without its end."""
-        if self._file is not None:
-            self._file.write(line + "\n")
-            self._file.flush()
-            return
-        self._text += line + "\n"
-        if time.monotonic() - self._uploaded >= UPLOAD_SECONDS:
-            self._upload()
-
-    def _upload(self) -> None:
-        self._path.write_text(self._text)
-        self._uploaded = time.monotonic()
-
-    def close(self) -> None:
-        """Writes what is left."""
-        if self._file is not None:
-            self._file.close()
-        else:
-            self._upload()
-
-
-class MetricWriter:
-    """Writes scalars to `metrics.jsonl` and to TensorBoard event files under the workdir.
-
-    Without a workdir it writes nothing, as on all hosts but the first.
-    """
-
-    def __init__(self, workdir: epath.Path | None):
-        self._off = workdir is None
-        if workdir is None:
-            return
-        self._jsonl = Lines(workdir / "metrics.jsonl")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"))
-
-    def write(self, step: int, group: str, values: dict[str, Any]) -> None:
-        """Appends one line `{"step", "group", **values}`; floats and lists of floats."""
-        if self._off:
-            return
-        line = {"step": step, "group": group, **{k: _json_number(v) for k, v in values.items()}}
-        self._jsonl.write(json.dumps(line))
-        for name, value in values.items():
-            if isinstance(value, list):
-                for i, item in enumerate(value):
-                    self._tensorboard.add_scalar(f"{group}/{name}/{i}", item, step)
-            else:
-                self._tensorboard.add_scalar(f"{group}/{name}", value, step)
-
-    def close(self) -> None:
-        """Flushes and closes both files."""
-        if self._off:
-            return
-        self._jsonl.close()
-        self._tensorboard.close()
-
-
 class Progress:
     """A tqdm bar with ETA where stderr is a terminal, else a line every so often.
 
     Attributes:
       total: steps of the whole run.
 
-    It says nothing where it is `quiet`, as on all hosts but the first.
+    It says nothing where it is `quiet`, as on all hosts but the first. A terminal that is gone, a
+    pipe that nobody reads or a log on a full disk do not stop a run.
     """
 
     def __init__(self, start: int, total: int, label: str, *, quiet: bool = False):
@@ -123,7 +50,8 @@ class Progress:
     def advance(self) -> None:
         """One step done."""
         if self._bar is not None:
-            self._bar.update(1)
+            with contextlib.suppress(OSError):
+                self._bar.update(1)
 
     def report(
         self,
@@ -136,7 +64,8 @@ class Progress:
         shown = [f"{name} {value:.4g}" for name, value in values.items()]
         if self._bar is not None:  # it has a rate and an ETA of its own
             rest = {key: v for key, v in throughput.items() if key != "steps_per_second"}
-            self._bar.set_postfix_str("  ".join(shown + _shown(rest)))
+            with contextlib.suppress(OSError):
+                self._bar.set_postfix_str("  ".join(shown + _shown(rest)))
             return
         shown += _shown(throughput)
         if seconds_left:
@@ -145,15 +74,17 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Prints a line without breaking the bar."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        elif not self._quiet:
-            print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            if self._bar is not None:
+                self._bar.write(text, file=sys.stderr)
+            elif not self._quiet:
+                print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Ends the bar."""
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
 
 
 def _shown(throughput: dict[str, float]) -> list[str]:
@@ -194,12 +125,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _json_number(value: Any) -> Any:
-    """NaN and infinity are not JSON; they become strings so that every line can be read."""
-    if isinstance(value, list):
-        return [_json_number(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

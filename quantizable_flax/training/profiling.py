@@ -1,11 +1,12 @@
 """A profiler trace of chosen steps, for TensorBoard and XProf."""
 
+import contextlib
 import functools
 import re
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from etils import epath
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.training.metrics import Clock
+from quantizable_flax.training.workdir import reason_of
 
 FOLDER = "profile"
 ON_SIGNAL = 5  # steps that SIGUSR1 traces
@@ -92,10 +94,11 @@ class Profile:
         return None
 
     def _start(self, last: int) -> None:
-        with self._clock:
+        with self._clock, self._harmless():
             self._first, self._until = self._step, last
-            self._local = tempfile.TemporaryDirectory()
-            jax.profiler.start_trace(self._local.name)
+            local = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(local.name)
+            self._local = local
 
     def _stop(self) -> None:
         assert self._local is not None
@@ -104,13 +107,22 @@ class Profile:
         process = f"process_{jax.process_index()}_" if jax.process_count() > 1 else ""
         run = f"steps_{self._first}_{self._step}"
         target = self._folder / "plugins" / "profile" / run
-        with self._clock, self._local as name:
+        local, self._local = self._local, None
+        with self._clock, self._harmless(), local as name:
             jax.profiler.stop_trace()
             target.mkdir(parents=True, exist_ok=True)
             for file in epath.Path(name).glob("plugins/profile/*/*"):
                 file.copy(target / f"{process}{file.name}", overwrite=True)
-        self._local = None
-        self._note(f"steps {self._first} to {self._step} are traced in {self._folder}")
+            self._note(f"steps {self._first} to {self._step} are traced in {self._folder}")
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Says that a trace could not be written, and lets the run go on."""
+        try:
+            yield
+        except Exception as error:  # of a file system, reached through several libraries
+            self._span = None  # not tried again at each step
+            self._note(f"steps from {self._first} on are not traced ({reason_of(error)}).")
 
     def close(self) -> None:
         """Ends a trace that still runs behind the last step, and gives SIGUSR1 back."""

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -13,31 +12,11 @@ from quantizable_flax import config as configuration
 from quantizable_flax.errors import UserError
 from quantizable_flax.training import distributed, same_data
 from quantizable_flax.training.checkpoint import saved_steps, split_step
+from quantizable_flax.training.quiet import Quiet
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-def _read_quietly(read: Callable[[int], T], step: int) -> T:
-    """Calls read(step) without the stack traces of TensorStore's other reads when one fails."""
-    previous = sys.unraisablehook
-
-    def hook(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
-            previous(unraisable)
-
-    def retrieved(record: logging.LogRecord) -> bool:
-        return "exception was never retrieved" not in record.getMessage()
-
-    tasks = logging.getLogger("asyncio")
-    sys.unraisablehook = hook
-    tasks.addFilter(retrieved)
-    result = read(step)
-    # Not after a failure: the other reads end later.
-    sys.unraisablehook = previous
-    tasks.removeFilter(retrieved)
-    return result
 
 
 def steps_of_all(workdir: epath.Path) -> list[int]:
@@ -62,7 +41,8 @@ def _read_by_all(read: Callable[[int], T], step: int) -> T:
     failure: Exception | None = None
     state = _SOUND
     try:
-        result = _read_quietly(read, step)
+        with Quiet():
+            result = read(step)
     except UserError as error:
         failure, state = error, _REFUSED
     except Exception as error:  # damage shows as many exception types of several libraries

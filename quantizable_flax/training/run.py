@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable
@@ -13,15 +12,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from quantizable_flax import config as configuration
 from quantizable_flax.analysis.outliers import outlier_sites, telemetry
 from quantizable_flax.data import Task, eval_batches
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import evaluate, make_eval_step
 from quantizable_flax.quantization.sites import RANGES, STATS
 from quantizable_flax.sharding import on_mesh
-from quantizable_flax.training import checkpoint, distributed, same_data
-from quantizable_flax.training.metrics import MetricWriter, Progress, duration
+from quantizable_flax.training import checkpoint, distributed, same_data, workdir
+from quantizable_flax.training.lock import Lock
+from quantizable_flax.training.lock_file import FILE
+from quantizable_flax.training.metric_files import MetricWriter, Restart
+from quantizable_flax.training.metrics import Progress, duration
 from quantizable_flax.training.optimizer import make_schedule
 from quantizable_flax.training.profiling import Profile
 from quantizable_flax.training.sharding import batch_share, put_batch, replicated
@@ -36,7 +37,8 @@ class DivergedError(UserError):
 class Run:
     """What surrounds the steps: writers, progress, validation, checkpoints."""
 
-    def __init__(self, config, path, model: nn.Module, task: Task, notes, mesh: Mesh):
+    def __init__(self, config, path, model: nn.Module, task: Task, notes, mesh: Mesh, lock: Lock):
+        self._lock = lock
         self.config, self._path, self._metric, self._task = config, path, model.metric, task
         self._schedule = make_schedule(config.optimizer, config.train.steps)
         self._place, self._share = functools.partial(put_batch, mesh=mesh), batch_share(mesh)
@@ -60,7 +62,8 @@ class Run:
 
     def begin(self, damaged: list[int]) -> None:
         """Touches the workdir: only now, when configuration and data have been checked."""
-        self._check_ours()
+        if not self.start:
+            workdir.check_ours(self._path)
         if self.config.train.eval_every:
             self._validation = eval_batches(
                 self._task,
@@ -76,15 +79,13 @@ class Run:
                 f"--workdir={self._path} is no folder ({error.strerror}): choose another."
             ) from error
         if first and self.start < self.config.train.steps:
-            (self._path / "config.json").write_text(configuration.to_json(self.config))
-            for name, value in self._task.assets.items():
-                (self._path / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False))
+            workdir.describe(self._path, self.config, self._task.assets)
         self._check_shared()
         saving = self.config.checkpoint
         self._checkpoints = checkpoint.Checkpoints(self._path, saving.keep, saving.keep_every)
         for step in damaged:
             self._checkpoints.set_aside(step)
-        self._writer = MetricWriter(self._path if first else None)
+        self._writer = MetricWriter(self._path if first else None, self._restart())
         label = self.config.name or self._path.name
         self.progress = Progress(self.start, self.config.train.steps, label, quiet=not first)
         if self.start >= self.config.train.steps:
@@ -92,6 +93,13 @@ class Run:
         elif self.start:
             self.progress.note(f"{label}: continuing {self._path} at step {self.start}")
         self._began = time.monotonic()
+
+    def _restart(self) -> Restart | None:
+        """What is logged again by the steps to come; None if there are none."""
+        if self.start >= self.config.train.steps:
+            return None
+        every = self.config.train.telemetry_every
+        return Restart(self.start, telemetry=bool(every) and self.start % every == 0)
 
     def observed(
         self, step: Callable, state: TrainState, span: tuple[int, int] | None
@@ -109,25 +117,10 @@ class Run:
         self._writer.write(self.start + 1, "compile", {"seconds": seconds})
         self.progress.note(f"the step was compiled in {duration(seconds)}")
 
-    def _check_ours(self) -> None:
-        """Raises UserError if the files that a run writes are there and are not a run's."""
-        file = self._path / "config.json"
-        if self.start or not file.exists():
-            return
-        try:
-            ours = {"model", "data", "optimizer", "train"} <= set(json.loads(file.read_text()))
-        except (OSError, ValueError, TypeError):
-            ours = False
-        if not ours:
-            raise UserError(
-                f"{file} is there and is not of a training run, it would be overwritten: choose an "
-                "empty --workdir."
-            )
-
     def _check_shared(self) -> None:
         """Raises UserError on all processes unless each sees what the first has written."""
         distributed.wait_for_all("the workdir is there")
-        sees = distributed.gathered(np.int32((self._path / "config.json").exists()))
+        sees = distributed.gathered(np.int32((self._path / FILE).exists()))
         if not sees.all():
             raise UserError(
                 f"--workdir={self._path} must be storage that all hosts share, process "
@@ -208,7 +201,8 @@ class Run:
             self._checkpoints.save(state, notes)
 
     def check_saves(self) -> None:
-        """Raises UserError if the checkpoint in flight has failed."""
+        """Raises UserError if the checkpoint in flight has failed, or the workdir was taken."""
+        self._lock.check()
         self._checkpoints.check()
 
     def stopped(self, step: int) -> None:

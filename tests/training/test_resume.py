@@ -1,5 +1,6 @@
 """A run that was killed continues as though it had not been."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 from etils import epath
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.training import checkpoint
+from quantizable_flax.training import checkpoint, events
 from quantizable_flax.training.loop import train
 from quantizable_flax.training.run import Run
 from tests.tiny import flags, tiny_config, write_text
@@ -83,6 +84,19 @@ def test_killed_run_resumes_bitwise(finished, tmp_path):
     train(tiny_config(folder, **changes), str(tmp_path / "run"))
 
     assert_bitwise_equal(saved(tmp_path / "run", 80), saved(whole, 80))
+    assert_no_step_twice(tmp_path / "run")
+
+
+def assert_no_step_twice(workdir: Path) -> None:
+    """Neither in the lines nor in the event files of a run that went back."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    pairs = [(row["step"], row["group"]) for row in rows]
+    assert [step for step, group in pairs if group == "train"] == [20, 40, 60, 80]
+    assert len(pairs) == len(set(pairs))
+    read = [events.events(file.read_bytes()) for file in (workdir / "tensorboard").iterdir()]
+    tags = [(event.step, v.tag) for file in read for event, _ in file for v in event.summary.value]
+    assert sorted(step for step, tag in tags if tag == "train/loss") == [20, 40, 60, 80]
+    assert len(tags) == len(set(tags))
 
 
 def test_forty_steps_then_eighty_is_eighty(finished, tmp_path):
@@ -127,6 +141,7 @@ def test_damaged_newest_falls_back_and_is_kept_aside(finished, tmp_path, damage,
     assert "falling back to step 40" in caplog.text
     assert (tmp_path / "run" / "damaged" / "80").is_dir()
     assert_bitwise_equal(saved(tmp_path / "run", 80), saved(whole, 80))
+    assert_no_step_twice(tmp_path / "run")
 
 
 def test_signal_during_validation_is_saved_with_the_next_step(finished, tmp_path, monkeypatch):
