@@ -22,7 +22,7 @@ part() { # NAME SECONDS COMMAND...
   echo "$name: status $? after $((SECONDS - began)) s" >> "$out/parts.log"
 }
 
-part check 100 "$python" -m benchmarks.device_check "${size[@]}"
+part check 160 "$python" -m benchmarks.device_check "${size[@]}"
 for family in bert opt vit; do
   part $family 120 "$python" -m benchmarks.train_step --family=$family "${small[@]}"
 done
