@@ -1,13 +1,16 @@
-"""Configuration keys: which may be unset, and how that is written on a command line."""
+"""Configuration keys: their defaults, which may be unset, and how a command line says so."""
 
 import pytest
 from ml_collections import ConfigDict, FieldReference, config_dict
 
-from quantizable_flax import UserError, default_config
+from quantizable_flax import GateConfig, QuantSpec, UserError, build_model, default_config
 from quantizable_flax.aot.candidates import candidates
 from quantizable_flax.config import check_set, override
+from quantizable_flax.data import specs
 from quantizable_flax.defaults import FAMILIES
 from quantizable_flax.loading import Run, override_run
+from quantizable_flax.models import registry
+from quantizable_flax.ptq.settings import make_spec
 
 VALUES = {float: 0.25, int: 3, str: "text", bool: True, tuple: (1.0, 2.0)}
 
@@ -91,3 +94,26 @@ def test_compiling_ahead_compares_with_an_unset_key():
     unset, set_ = candidates(config, ["v5e:2x2"], ["model.attention.alpha=None,0.25"])
     assert unset.config.model.attention.alpha is None
     assert set_.config.model.attention.alpha == 0.25
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_the_dataclasses(family):
+    config = default_config(family)
+    assert build_model(config).config == registry.FAMILIES[family].config()
+    config.model.attention.gate = "linear"
+    assert build_model(config).config.gate == GateConfig("linear")
+    # ViT's head is quantized by default, which the key setup says.
+    assert make_spec(config, "w8a8") == QuantSpec(head=family == "vit")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_what_runs_were_trained_with(family):
+    config = default_config(family)
+    assert config.train.loss_chunk == 128
+    assert config.train.remat == "none"
+    if family != "vit":
+        assert config.model.pad_token_id is None
+
+
+def test_data_and_models_know_the_same_families():
+    assert specs.FAMILIES == FAMILIES == tuple(registry.FAMILIES)
