@@ -178,8 +178,9 @@ class VitForImageClassification(nn.Module):
             )
         if images_BxHxWxC.dtype != jnp.uint8:
             return images_BxHxWxC.astype(c.dtype)
-        mean, std = jnp.asarray(c.pixel_mean), jnp.asarray(c.pixel_std)
-        return ((images_BxHxWxC / 255.0 - mean) / std).astype(c.dtype)
+        pixels = jnp.asarray(images_BxHxWxC, jnp.float32)
+        mean, std = (jnp.asarray(x, jnp.float32) for x in (c.pixel_mean, c.pixel_std))
+        return ((pixels / 255.0 - mean) / std).astype(c.dtype)
 
     def encode(self, images_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:
         """Images, as `__call__` takes them -> hidden states behind the last LayerNorm [B, T, D]."""
