@@ -12,6 +12,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from quantizable_flax import terminal
+from quantizable_flax.config import check_set
 from quantizable_flax.errors import UserError
 
 MISTAKE = 2
@@ -84,7 +85,8 @@ def loaded(config: ConfigDict | None) -> ConfigDict:
     """Returns the value of a config-file flag.
 
     Raises:
-      UserError: the flag was not given, or its file could not be loaded.
+      UserError: the flag was not given, its file could not be loaded, or a key is None that must
+        have a value.
     """
     if config is None:
         raise UserError("--config is required; see --help.")
@@ -94,6 +96,7 @@ def loaded(config: ConfigDict | None) -> ConfigDict:
         raise UserError(
             f"the file of --config could not be loaded: {str(error).splitlines()[-1].strip()}"
         ) from error
+    check_set(config)
     return config
 
 

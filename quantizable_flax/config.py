@@ -5,11 +5,38 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_flags import config_flags
 
 from quantizable_flax.defaults import FAMILIES, data_defaults, model_defaults, shared_defaults
 from quantizable_flax.errors import UserError, check_choice, nearest
+
+UNSET = "None"  # on the command line, of a key that may be unset
+_NO_TUPLE = (None,)  # what ml_collections makes of it where a tuple is expected
+
+
+class _Parser(flags.ArgumentParser):
+    """Reads a value as another parser does, and None where it is to be unset."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == UNSET else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+# ml_collections knows one parser a type, not whether a key is optional: see `check_set`.
+for _type, _parser in (
+    (bool, flags.BooleanParser()),
+    (int, flags.IntegerParser()),
+    (float, flags.FloatParser()),
+    (str, flags.ArgumentParser()),
+):
+    config_flags.register_flag_parser_for_type(_type, _Parser(_parser))
 
 
 def default_config(family: str = "bert") -> ConfigDict:
@@ -110,6 +137,7 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
         values(["override", *arguments])
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(f"a configuration override could not be read: {error}") from error
+    check_set(config)
     return config
 
 
@@ -129,6 +157,24 @@ def check_arguments(config: ConfigDict, arguments: list[str]) -> None:
                     f"{nearest(key, known) or hint}."
                 )
             group = group.get(key)
+
+
+def check_set(config: ConfigDict) -> None:
+    """Raises UserError for the first key that is None and no placeholder: it must have a value."""
+    name = config.get("model", {}).get("name")
+    _check_group(config, default_config(name) if name in FAMILIES else ConfigDict(), "")
+
+
+def _check_group(group: ConfigDict, defaults: ConfigDict, prefix: str) -> None:
+    for key, value in group.items(preserve_field_references=True):
+        if isinstance(value, ConfigDict):
+            _check_group(value, defaults.get(key, ConfigDict()), f"{prefix}{key}.")
+        elif isinstance(value, FieldReference):
+            if value.get() == _NO_TUPLE:
+                group[key] = None
+        elif value is None or value == _NO_TUPLE:
+            known = f", the default is {defaults[key]!r}" if key in defaults else ""
+            raise UserError(f"{prefix}{key} cannot be unset, found None: give it a value{known}.")
 
 
 POSITIVE = ("train.steps", "train.log_every", "checkpoint.every", "checkpoint.keep")

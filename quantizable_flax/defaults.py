@@ -1,6 +1,54 @@
-"""Every configuration key with its default: shared ones, and those of each model family."""
+"""Every configuration key with its default: shared ones, and those of each model family.
 
+What a model, its attention or a quantization scheme is made of is said once, by the dataclass (or
+the function's arguments) that takes it: those keys and defaults are derived.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax.numpy as jnp
 from ml_collections import ConfigDict, config_dict
+
+from quantizable_flax.attention.gate import GateConfig
+from quantizable_flax.attention.softmax import make_softmax
+from quantizable_flax.models import registry
+from quantizable_flax.models.layers import TransformerConfig
+from quantizable_flax.quantization.spec import BIT_FIELDS, QuantSpec
+
+FAMILIES = tuple(registry.FAMILIES)
+OF_TRAINING = ("remat", "loss_chunk")  # fields of a model that are keys of `config.train`
+# Fields of a model and of a scheme that other keys say, and arguments that follow from the model.
+NOT_OF_MODEL = (*OF_TRAINING, "dtype", "softmax_fn", "gate", "quant")
+NOT_OF_QUANT = (*BIT_FIELDS, "head", "site_bits", "backend")
+NOT_OF_SOFTMAX = ("kind", "seq_len", "causal")
+
+
+def derived(owner: Callable[..., Any], names: Iterable[str], *, prefix: str = "") -> dict[str, Any]:
+    """One key for each of the named arguments of a dataclass or function, with its default.
+
+    An argument that may be None becomes a placeholder of its type, so that a command line can set
+    and unset it.
+    """
+    parameters = inspect.signature(owner).parameters
+    hints = typing.get_type_hints(owner)
+    keys: dict[str, Any] = {}
+    for name in names:
+        value, kinds = parameters[name].default, set(typing.get_args(hints[name]))
+        if types.NoneType in kinds:
+            (kind,) = kinds - {types.NoneType}
+            reference = config_dict.placeholder(kind)
+            reference.set(value)
+            value = reference
+        keys[prefix + name] = value
+    return keys
+
+
+def _names(owner: Callable[..., Any], without: Iterable[str]) -> list[str]:
+    return [name for name in inspect.signature(owner).parameters if name not in without]
 
 
 def shared_defaults() -> ConfigDict:
@@ -30,8 +78,7 @@ def shared_defaults() -> ConfigDict:
             "steps": 1000,
             "batch_size": 32,
             "accumulate": 1,
-            "remat": "none",  # what the backward pass computes again: "none", "dots" or "full"
-            "loss_chunk": 128,  # positions of a sequence whose logits exist at a time, 0: all
+            **derived(TransformerConfig, OF_TRAINING),
             "prefetch": 2,  # batches on the devices ahead of the step
             "log_every": 50,
             "eval_every": 500,
@@ -62,119 +109,35 @@ def shared_defaults() -> ConfigDict:
 
 
 def quant_defaults() -> ConfigDict:
-    """Keys of `config.quant`; see `quantization.spec.QuantSpec` for what they mean."""
-    return ConfigDict(
+    """Keys of `config.quant`: fields of `QuantSpec`, and what else a study or training needs."""
+    quant = ConfigDict(derived(QuantSpec, _names(QuantSpec, NOT_OF_QUANT)))
+    quant.update(
         {
             "setup": "fp32_head",  # or "all"; "+int16_final_LN", "+int16_all_LN" may follow
-            "gated_context": True,
             "calibration_batches": 16,
             "calibration_batch_size": 16,
-            "weight_estimator": "minmax",
-            "weight_percentile": config_dict.placeholder(float),
-            "weight_per_channel": False,
-            "activation_estimator": "minmax",
-            "activation_symmetric": False,
-            "activation_ranges": "static",  # or "token": of each token, at run time
             "site_bits": "",  # e.g. "layer_0/.*=4 .*/scores=16", the first match decides
-            "momentum": 0.9,
-            "percentile": config_dict.placeholder(float),
-            "skip": config_dict.placeholder(str),  # sites that stay in floating point
             "train": False,  # quantization-aware training, see training/qat.py
             "bits": "w8a8",  # what is trained
             "train_ranges": "running",  # or "learned"
-            # Adam moves a learned scale by about so much in a step, however small the scale is.
-            "range_learning_rate": config_dict.placeholder(float),  # None: as the weights
         }
     )
+    # Adam moves a learned scale by about so much in a step, however small the scale is.
+    quant.range_learning_rate = config_dict.placeholder(float)  # None: as the weights
+    return quant
 
 
 def model_defaults(family: str) -> ConfigDict:
-    """Keys of `config.model`."""
-    model = ConfigDict(
-        {
-            "name": family,
-            "hidden_size": 768,
-            "num_layers": 12,
-            "num_heads": 12,
-            "intermediate_size": 3072,
-            "initializer_range": 0.02,
-            "hidden_dropout": 0.1,
-            "attention_dropout": 0.1,
-            "dtype": "float32",
-        }
-    )
-    model.update(_FAMILY_MODELS[family]())
-    model.attention = ConfigDict({"softmax": "vanilla", "gate": "none"})
-    attention = model.attention
-    for key in ("gamma", "zeta", "alpha"):
-        attention[key] = config_dict.placeholder(float)
-    attention.blind_queries = "zero"  # or "uniform": what a query attends to that sees no key
-    attention.gate_per = "token"  # or "head", over visible tokens; "head_unmasked", over all
-    attention.gate_hidden = 4
-    attention.gate_pi_init = 0.5
-    attention.gate_init_std = 0.02
-    attention.gate_finetune = False
+    """Keys of `config.model`: fields of the family's dataclass, and of its attention."""
+    config = registry.FAMILIES[family].config
+    model = ConfigDict(derived(config, _names(config, NOT_OF_MODEL)))
+    model.name = family
+    model.dtype = jnp.dtype(config.dtype).name
+    softmax = inspect.signature(make_softmax).parameters["kind"].default
+    model.attention = ConfigDict({"softmax": softmax, "gate": "none"})
+    model.attention.update(derived(make_softmax, _names(make_softmax, NOT_OF_SOFTMAX)))
+    model.attention.update(derived(GateConfig, _names(GateConfig, ("kind",)), prefix="gate_"))
     return model
-
-
-def _bert() -> ConfigDict:
-    model = ConfigDict(
-        {
-            "vocab_size": 30522,
-            "max_position_embeddings": 512,
-            "type_vocab_size": 2,
-            "layer_norm_eps": 1e-12,
-            "max_predictions": 0,
-        }
-    )
-    model.pad_token_id = config_dict.placeholder(int)
-    return model
-
-
-def _opt() -> ConfigDict:
-    model = ConfigDict(
-        {
-            "vocab_size": 50272,
-            "max_position_embeddings": 2048,
-            "layer_norm_eps": 1e-5,
-            "initializer_range": 0.006,
-            "attention_dropout": 0.0,
-            "pre_layer_norm": True,
-        }
-    )
-    model.embed_size = config_dict.placeholder(int)  # width of the word table, None: hidden_size
-    model.pad_token_id = config_dict.placeholder(int)
-    return model
-
-
-def _vit() -> ConfigDict:
-    return ConfigDict(
-        {
-            "hidden_size": 384,
-            "num_heads": 6,
-            "intermediate_size": 1536,
-            "image_size": 224,
-            "patch_size": 16,
-            "channels": 3,
-            "num_classes": 1000,
-            "layer_norm_eps": 1e-6,
-            "hidden_dropout": 0.0,
-            "attention_dropout": 0.0,
-            "patch_layer_norm": False,
-            "num_registers": 0,
-            "pixel_mean": (0.5, 0.5, 0.5),  # of pixels in [0, 1], one value per channel
-            "pixel_std": (0.5, 0.5, 0.5),
-            "label_smoothing": 0.0,
-            "mixup_alpha": 0.0,  # 0: no Mixup
-            "cutmix_alpha": 0.0,  # 0: no CutMix
-            "mix_probability": 1.0,  # of mixing a batch at all
-            "cutmix_share": 0.5,  # of CutMix among mixed batches, where both are on
-        }
-    )
-
-
-_FAMILY_MODELS = {"bert": _bert, "opt": _opt, "vit": _vit}
-FAMILIES = tuple(_FAMILY_MODELS)
 
 
 def data_defaults(family: str) -> ConfigDict:

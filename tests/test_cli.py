@@ -102,6 +102,7 @@ def test_eval_floating_point_only_on_other_data(folder, tmp_path):
             ["--config=configs/quickstart.py", "--config.model.attention.softmax=clipped"],
             ["needs gamma, alpha or zeta"],
         ),
+        ([CLIPPED, "--config.model.attention.alpha=None"], ["needs gamma, alpha or zeta"]),
         ([CLIPPED, "--config.model.name=brt"], ["'brt'", "'bert'"]),
         ([CLIPPED, "--config.data.seq_len=999"], ["data.seq_len", "999"]),
         ([CLIPPED, "--config.data.files=missing.txt"], ["missing.txt"]),

@@ -18,11 +18,13 @@ def from_state_dict(mapping: Mapping[str, np.ndarray], config: ml_collections.Co
     """Returns the `params` of `build_model(config)` from tensors under their original names.
 
     Args:
-      mapping: original tensor name -> array in PyTorch's layout (a `state_dict` as numpy).
+      mapping: original tensor name -> array in PyTorch's layout (a `state_dict` as numpy); what
+        torch.compile, DDP, FSDP and Lightning put before or into the names is left away.
       config: as for `build_model`.
 
     Raises:
-      UserError: unknown model, a missing tensor, a wrong shape, or a tensor without a place.
+      UserError: unknown model, a missing tensor or head, a wrong shape, a tensor without a place,
+        or an untied head.
     """
     name = config.model.name
     check_choice("model.name", name, READERS)

@@ -15,13 +15,17 @@ def attention_params(
     width: int,
     model: ml_collections.ConfigDict,
     names: dict[str, str] = BERT_NAMES,
+    gate: str = "alpha",
 ) -> Tree:
-    """The projections in `names` (ours -> original) and the gate, if the model has one."""
+    """The projections in `names` (ours -> original) and the gate, if the model has one.
+
+    All names are the original's, below the prefix.
+    """
     params: Tree = {
         ours: reader.linear(prefix + theirs, width, width) for ours, theirs in names.items()
     }
     if model.attention.gate != "none":
-        params["gate"] = gate_params(reader, f"{prefix}alpha", width, model)
+        params["gate"] = gate_params(reader, prefix + gate, width, model)
     return params
 
 

@@ -5,49 +5,59 @@ from collections.abc import Mapping
 import ml_collections
 import numpy as np
 
+from quantizable_flax.errors import UserError
 from quantizable_flax.interop.attention import attention_params, layer_params
 from quantizable_flax.interop.torch_layout import TensorReader, Tree
 
-# Aliases of tied tensors, buffers, and parts of a checkpoint that masked LM does not use.
-IGNORABLE = (
-    "position_ids",
-    "cls.predictions.decoder.weight",
-    "cls.predictions.decoder.bias",
+ANCHOR = "embeddings.position_embeddings.weight"
+# Parts of a checkpoint that masked LM does not use.
+UNUSED = (
     "bert.pooler.dense.weight",
     "bert.pooler.dense.bias",
     "cls.seq_relationship.weight",
     "cls.seq_relationship.bias",
 )
+HEAD = "cls.predictions"
 
 
 def bert_params(mapping: Mapping[str, np.ndarray], config: ml_collections.ConfigDict) -> Tree:
     """Returns the `params` tree of `BertForMaskedLM`, numpy float32.
 
     Raises:
-      UserError: a missing tensor, a wrong shape, or a tensor without a place.
+      UserError: a missing tensor or head, a wrong shape, a head that is not tied, or a tensor
+        without a place.
     """
-    model, reader = config.model, TensorReader(mapping)
-    width = model.hidden_size
+    model, reader = config.model, TensorReader(mapping, ANCHOR, ("bert.",))
+    if reader.found and not reader.holds(HEAD):
+        raise UserError(
+            f"the weights have no tensors {HEAD}.*, the head of masked LM: they are of an encoder "
+            "alone or of another architecture, save BertForMaskedLM."
+        )
+    width, table = model.hidden_size, "bert.embeddings."
     params: Tree = {
         "embeddings": {
-            "word": reader.embedding("bert.embeddings.word_embeddings", model.vocab_size, width),
+            "word": reader.embedding(
+                f"{table}word_embeddings", model.vocab_size, width, f"{HEAD}.decoder.weight"
+            ),
             "position": reader.embedding(
-                "bert.embeddings.position_embeddings", model.max_position_embeddings, width
+                f"{table}position_embeddings", model.max_position_embeddings, width
             ),
             "token_type": reader.embedding(
-                "bert.embeddings.token_type_embeddings", model.type_vocab_size, width
+                f"{table}token_type_embeddings", model.type_vocab_size, width
             ),
-            "layer_norm": reader.layer_norm("bert.embeddings.LayerNorm", width),
+            "layer_norm": reader.layer_norm(f"{table}LayerNorm", width),
         },
         "mlm_head": {
-            "dense": reader.linear("cls.predictions.transform.dense", width, width),
-            "layer_norm": reader.layer_norm("cls.predictions.transform.LayerNorm", width),
-            "bias": reader.take("cls.predictions.bias", (model.vocab_size,)),
+            "dense": reader.linear(f"{HEAD}.transform.dense", width, width),
+            "layer_norm": reader.layer_norm(f"{HEAD}.transform.LayerNorm", width),
+            "bias": reader.tied(f"{HEAD}.bias", f"{HEAD}.decoder.bias", (model.vocab_size,)),
         },
     }
     for i in range(model.num_layers):
         params[f"layer_{i}"] = _layer(reader, f"bert.encoder.layer.{i}.", model)
-    reader.check_all_used(IGNORABLE)
+    reader.ignore(*UNUSED)
+    reader.ignore_positions(f"{table}position_ids")
+    reader.check_all_used()
     return params
 
 

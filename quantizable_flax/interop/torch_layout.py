@@ -1,11 +1,13 @@
 """Reading tensors in PyTorch's layout by name, with errors that name the tensor."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.interop.names import Place, find, without_wrappers
 
 Tree = dict[str, Any]  # names to numpy arrays or to further trees
 
@@ -13,33 +15,94 @@ Tree = dict[str, Any]  # names to numpy arrays or to further trees
 class TensorReader:
     """Takes named tensors out of a mapping, and knows at the end which were left over.
 
+    Names are those of the whole model: wrappers' prefixes are found and left away.
+
     Attributes:
-      prefix: prepended to every name that is asked for.
+      root: what precedes the names of the model's body, of the roots the one that was found.
+      found: whether the tensor by which the model is found is there.
     """
 
-    def __init__(self, mapping: Mapping[str, np.ndarray], prefix: str = ""):
-        self._mapping, self.prefix, self._used = mapping, prefix, set[str]()
+    def __init__(
+        self, mapping: Mapping[str, np.ndarray], anchor: str, roots: tuple[str, ...] = ("",)
+    ):
+        """Finds the model in the mapping; anchor and roots as for `names.find`."""
+        self._mapping, self._names = mapping, without_wrappers(mapping)
+        self._used = set[str]()
+        place = find(self._names, anchor, roots)
+        self.found = place is not None
+        self._outer, self.root = place or Place("", roots[0])
 
     def take(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Returns the tensor as float32.
 
         Raises:
-          UserError: no tensor of that name, or another shape.
+          UserError: no tensor of that name, another shape, or no floating-point numbers.
         """
-        name = self.prefix + name
-        if name not in self._mapping:
+        if not self.has(name):
             raise UserError(
-                f"the weights have no tensor {name!r}{nearest(name, self._mapping)}: they belong "
-                "to another architecture or attention variant than the configuration."
+                f"the weights have no tensor {self._outer + name!r}"
+                f"{nearest(self._outer + name, self._names)}: they belong to another architecture "
+                "or attention variant than the configuration."
             )
-        value = np.asarray(self._mapping[name], dtype=np.float32)
+        value = self._read(name)
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise UserError(
+                f"tensor {self.given(name)!r} should hold floating-point numbers, found "
+                f"{value.dtype}: save the weights before they are quantized."
+            )
         if value.shape != shape:
             raise UserError(
-                f"tensor {name!r} should have shape {shape} by the configuration, found "
-                f"{value.shape}."
+                f"tensor {self.given(name)!r} should have shape {shape} by the configuration, "
+                f"found {value.shape}."
             )
-        self._used.add(name)
+        return value.astype(np.float32)
+
+    def tied(self, name: str, alias: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns a tensor that stands under two names, or under one of them.
+
+        Raises:
+          UserError: as `take`, or the two differ: the original model did not tie them.
+        """
+        if not self.has(alias):
+            return self.take(name, shape)
+        other = self.take(alias, shape)
+        if not self.has(name):
+            return other
+        value = self.take(name, shape)
+        if not np.array_equal(value, other, equal_nan=True):
+            raise UserError(
+                f"tensors {self.given(name)!r} and {self.given(alias)!r} should be equal, as the "
+                f"head is tied, but differ in {np.count_nonzero(value != other)} of {value.size} "
+                "numbers: load weights that were trained with tie_word_embeddings=True."
+            )
         return value
+
+    def ignore(self, *names: str) -> None:
+        """Lets tensors pass that the model has no use for; the names are whole."""
+        self._used.update(self._outer + name for name in names)
+
+    def ignore_positions(self, name: str) -> None:
+        """Lets a buffer of position ids pass.
+
+        Raises:
+          UserError: it does not count 0, 1, 2, ..., as our models do.
+        """
+        if not self.has(name):
+            return
+        ids = self._read(name).ravel()
+        if not np.array_equal(ids, np.arange(len(ids))):
+            raise UserError(
+                f"tensor {self.given(name)!r} should count positions from 0, found "
+                f"{ids[:4].tolist()}...: reorder the position table by it and remove it."
+            )
+
+    def given(self, name: str) -> str:
+        """The name as it stands in the mapping."""
+        return self._names[self._outer + name]
+
+    def _read(self, name: str) -> np.ndarray:
+        self._used.add(self._outer + name)
+        return np.asarray(self._mapping[self.given(name)])
 
     def linear(self, name: str, inputs: int, outputs: int, *, bias: bool = True) -> Tree:
         """A torch Linear ([out, in], y = x W^T + b) as our kernel [in, out] and bias."""
@@ -56,29 +119,34 @@ class TensorReader:
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of that name."""
-        return self.prefix + name in self._mapping
+        return self._outer + name in self._names
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of that name, or any below it."""
+        start = f"{self._outer}{name}."
+        return self.has(name) or any(known.startswith(start) for known in self._names)
+
+    def first(self, *names: str) -> str:
+        """The first of several names that the mapping holds, the first of all if none."""
+        return next(filter(self.holds, names), names[0])
 
     def layer_norm(self, name: str, width: int) -> Tree:
         """A torch LayerNorm as scale and bias; Google's first files say gamma and beta."""
-        old = f"{self.prefix}{name}.gamma" in self._mapping
+        old = self.has(f"{name}.gamma")
         scale, bias = ("gamma", "beta") if old else ("weight", "bias")
         return {
             "scale": self.take(f"{name}.{scale}", (width,)),
             "bias": self.take(f"{name}.{bias}", (width,)),
         }
 
-    def embedding(self, name: str, rows: int, width: int) -> Tree:
-        """A torch Embedding [rows, width]."""
-        return {"embedding": self.take(f"{name}.weight", (rows, width))}
+    def embedding(self, name: str, rows: int, width: int, alias: str | None = None) -> Tree:
+        """A torch Embedding [rows, width], which may be stored as the weight of a tied head."""
+        name, shape = f"{name}.weight", (rows, width)
+        return {"embedding": self.tied(name, alias, shape) if alias else self.take(name, shape)}
 
-    def check_all_used(self, ignorable: Iterable[str]) -> None:
-        """Raises UserError if a tensor was neither taken nor ends in one of `ignorable`."""
-        ignorable = tuple(ignorable)
-        left = [
-            name
-            for name in self._mapping
-            if name not in self._used and not name.endswith(ignorable)
-        ]
+    def check_all_used(self) -> None:
+        """Raises UserError if a tensor was neither taken nor ignored."""
+        left = [given for name, given in self._names.items() if name not in self._used]
         if left:
             raise UserError(
                 f"{len(left)} tensors have no place in the configured model, the first is "

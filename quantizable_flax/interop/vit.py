@@ -9,28 +9,48 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.interop.attention import attention_params, layer_params
 from quantizable_flax.interop.torch_layout import TensorReader, Tree
 
-IGNORABLE = ("vit.pooler.dense.weight", "vit.pooler.dense.bias")
+ANCHOR = "embeddings.patch_embeddings.projection.weight"
+TIMM_ANCHOR = "patch_embed.proj.weight"
+# Names within a layer: of transformers 4, and of what 5 renamed.
+NAMES = {
+    "query": ("attention.attention.query", "attention.q_proj"),
+    "key": ("attention.attention.key", "attention.k_proj"),
+    "value": ("attention.attention.value", "attention.v_proj"),
+    "output": ("attention.output.dense", "attention.o_proj"),
+    "gate": ("attention.attention.alpha", "attention.alpha"),
+    "ffn_in": ("intermediate.dense", "mlp.fc1"),
+    "ffn_out": ("output.dense", "mlp.fc2"),
+}
+PROJECTIONS = ("query", "key", "value", "output")
 
 
 def vit_params(mapping: Mapping[str, np.ndarray], config: ml_collections.ConfigDict) -> Tree:
     """Returns the `params` tree of `VitForImageClassification`, numpy float32.
 
-    Names as of `transformers.ViTForImageClassification`, or of timm where there is a
-    `patch_embed.proj.weight` (its fused qkv is split; gates and registers are not read there).
+    Names as of `transformers.ViTForImageClassification`, releases 4 and 5, or of timm where there
+    is a `patch_embed.proj.weight` (its fused qkv is split; gates and registers are not read there).
 
     Raises:
-      UserError: a missing tensor, a wrong shape, a tensor without a place, or registers of timm.
+      UserError: a missing tensor or head, a wrong shape, a tensor without a place, or registers of
+        timm.
     """
-    reader = TensorReader(mapping)
-    params = (_timm if reader.has("patch_embed.proj.weight") else _hugging_face)(
-        reader, config.model
-    )
-    reader.check_all_used(IGNORABLE)
+    reader = TensorReader(mapping, TIMM_ANCHOR)
+    if reader.found:
+        params = _timm(reader, config.model)
+    else:
+        reader = TensorReader(mapping, ANCHOR, ("vit.", ""))
+        params = _hugging_face(reader, config.model)
+    reader.check_all_used()
     return params
 
 
 def _hugging_face(reader: TensorReader, model: ml_collections.ConfigDict) -> Tree:
-    start = "vit.embeddings."
+    if reader.found and not reader.holds("classifier"):
+        raise UserError(
+            "the weights have no tensors classifier.*, the head: they are of an encoder alone or "
+            "of another architecture, save ViTForImageClassification."
+        )
+    start = f"{reader.root}embeddings."
     params: Tree = {
         "embeddings": _embeddings(
             reader,
@@ -41,25 +61,36 @@ def _hugging_face(reader: TensorReader, model: ml_collections.ConfigDict) -> Tre
             position=f"{start}position_embeddings",
             registers=f"{start}register_tokens",
         ),
-        "final_layer_norm": reader.layer_norm("vit.layernorm", model.hidden_size),
+        "final_layer_norm": reader.layer_norm(f"{reader.root}layernorm", model.hidden_size),
         "head": reader.linear("classifier", model.hidden_size, model.num_classes),
     }
-    width = model.hidden_size
+    layers = [reader.root + name for name in ("encoder.layer", "layers")]
+    first = reader.first(*layers)
     for i in range(model.num_layers):
-        prefix = f"vit.encoder.layer.{i}."
-        attention = attention_params(reader, f"{prefix}attention.attention.", width, model)
-        attention["output"] = reader.linear(f"{prefix}attention.output.dense", width, width)
-        params[f"layer_{i}"] = layer_params(
-            reader,
-            prefix,
-            model,
-            attention,
-            attention_norm="layernorm_before",
-            ffn_in="intermediate.dense",
-            ffn_out="output.dense",
-            ffn_norm="layernorm_after",
-        )
+        prefix = f"{first}.{i}."
+        params[f"layer_{i}"] = _layer(reader, prefix, model, renamed=first == layers[1])
+    reader.ignore(*(f"{reader.root}pooler.dense.{end}" for end in ("weight", "bias")))
     return params
+
+
+def _layer(
+    reader: TensorReader, prefix: str, model: ml_collections.ConfigDict, *, renamed: bool
+) -> Tree:
+    names = {
+        ours: reader.first(*(prefix + name for name in (theirs[::-1] if renamed else theirs)))
+        for ours, theirs in NAMES.items()
+    }
+    projections = {ours: names[ours] for ours in PROJECTIONS}
+    return layer_params(
+        reader,
+        "",
+        model,
+        attention_params(reader, "", model.hidden_size, model, projections, names["gate"]),
+        attention_norm=f"{prefix}layernorm_before",
+        ffn_in=names["ffn_in"],
+        ffn_out=names["ffn_out"],
+        ffn_norm=f"{prefix}layernorm_after",
+    )
 
 
 def _timm(reader: TensorReader, model: ml_collections.ConfigDict) -> Tree:

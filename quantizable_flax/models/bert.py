@@ -27,13 +27,13 @@ class BertConfig(TransformerConfig):
     Attributes:
       max_predictions: 0 computes the loss over all positions; n > 0 gathers the first n labelled
         positions of each sequence before the decoder, so no sequence may have more than n labels.
-      pad_token_id: its embedding row gets no gradient from the lookup.
+      pad_token_id: its embedding row gets no gradient from the lookup, None for no such row.
     """
 
     vocab_size: int = 30522
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
-    pad_token_id: int | None = 0
+    pad_token_id: int | None = None
     max_predictions: int = 0
 
 

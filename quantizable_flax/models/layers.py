@@ -51,7 +51,7 @@ class TransformerConfig:
     attention_dropout: float = 0.1
     dtype: Any = jnp.float32
     remat: str = "none"
-    loss_chunk: int = 0
+    loss_chunk: int = 128
     softmax_fn: SoftmaxFn = softmax
     gate: GateConfig | None = None
     quant: QuantSpec | None = None

@@ -29,8 +29,8 @@ class OptConfig(TransformerConfig):
     Attributes:
       pre_layer_norm: LayerNorm before attention and FFN and at the end; False puts it behind
         each residual sum, as the original OPT-350m does.
-      embed_size: width of the word table where it is not `hidden_size`.
-      pad_token_id: its embedding row gets no gradient from the lookup.
+      embed_size: width of the word table, None where it is `hidden_size`.
+      pad_token_id: its embedding row gets no gradient from the lookup, None for no such row.
     """
 
     causal: ClassVar[bool] = True
@@ -42,7 +42,7 @@ class OptConfig(TransformerConfig):
     max_position_embeddings: int = 2048
     pre_layer_norm: bool = True
     embed_size: int | None = None
-    pad_token_id: int | None = 1
+    pad_token_id: int | None = None
 
     @property
     def word_size(self) -> int:

@@ -82,7 +82,8 @@ def _next(search: _Search) -> tuple[jax.Array, jax.Array, jax.Array]:
     rest = jnp.where(best.x >= middle, low - best.x, high - best.x)
     step = jnp.where(parabola, step, GOLDEN * rest)
     before = jnp.where(parabola, search.step, rest)
-    x = best.x + jnp.where(step >= 0.0, 1.0, -1.0) * jnp.maximum(jnp.abs(step), tolerance)
+    length = jnp.maximum(jnp.abs(step), tolerance)
+    x = best.x + jnp.where(step >= 0.0, length, -length)
     return x, step, before
 
 

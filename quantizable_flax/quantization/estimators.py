@@ -7,6 +7,7 @@ The names of activation estimators:
     last batch alone.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -73,11 +74,12 @@ def empty(
 
     shape is that of min and max: () for activations, ones and channels for a weight.
     """
-    known = Range(jnp.zeros(shape), jnp.zeros(shape), jnp.int32(0))
+    zeros = functools.partial(jnp.zeros, dtype=jnp.float32)
+    known = Range(zeros(shape), zeros(shape), jnp.int32(0))
     if estimator == "mse":
-        return MseRange(*known, *(jnp.zeros(candidates) for _ in range(3)))
+        return MseRange(*known, *(zeros(candidates) for _ in range(3)))
     if estimator == "mse_last":
-        return LastRange(*known, jnp.zeros(()), jnp.array(False))
+        return LastRange(*known, zeros(()), jnp.array(False))
     return known
 
 
@@ -164,7 +166,7 @@ def update_mse(
 
 def _pairs(low: jax.Array, high: jax.Array, stage: jax.Array) -> tuple[jax.Array, jax.Array]:
     """All pairs of a multiple of low and a multiple of high."""
-    shares = jnp.array(_STAGES)[stage]
+    shares = jnp.array(_STAGES, jnp.float32)[stage]
     lows, highs = jnp.meshgrid(low * shares, high * shares, indexing="ij")
     return lows.ravel(), highs.ravel()
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Grid(NamedTuple):
@@ -45,10 +46,15 @@ def symmetric_grid(x_min: jax.Array, x_max: jax.Array, bits: int) -> Grid:
     x_min = jnp.minimum(x_min.astype(jnp.float32), 0.0)
     x_max = jnp.maximum(x_max.astype(jnp.float32), MIN_MAX)
     signed = jnp.any(x_min < 0.0)
-    upper = jnp.where(signed, 2.0 ** (bits - 1) - 1, 2.0**bits - 1)
-    lower = jnp.where(signed, -(2.0 ** (bits - 1)), 0.0)
+    lower, upper = symmetric_bounds(signed, bits)
     scale = jnp.maximum(jnp.maximum(-x_min, x_max) / upper, MIN_MAX)
     return Grid(scale, jnp.zeros_like(scale), lower, upper)
+
+
+def symmetric_bounds(signed: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    """The smallest and the largest integer of a grid with zero point 0, float32 scalars."""
+    half, zero = np.float32(2.0 ** (bits - 1)), np.float32(0.0)
+    return jnp.where(signed, -half, zero), jnp.where(signed, half, 2.0 * half) - 1.0
 
 
 def make_grid(x_min: jax.Array, x_max: jax.Array, bits: int, *, symmetric: bool) -> Grid:

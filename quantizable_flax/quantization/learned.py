@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from quantizable_flax.quantization.aqt_backend import affine_codes
-from quantizable_flax.quantization.grid import MIN_MAX, Grid, make_grid
+from quantizable_flax.quantization.grid import MIN_MAX, Grid, make_grid, symmetric_bounds
 
 GRID = "grid"  # name of a site's parameters
 
@@ -27,7 +27,7 @@ def begin(x_min: jax.Array, x_max: jax.Array, bits: int, *, symmetric: bool) -> 
     """
     grid = make_grid(x_min, x_max, bits, symmetric=symmetric)
     if symmetric:
-        return {"scale": grid.scale, "signed": jnp.where(grid.lower < 0.0, 1.0, 0.0)}
+        return {"scale": grid.scale, "signed": jnp.asarray(grid.lower < 0.0, jnp.float32)}
     low = jnp.minimum(x_min.astype(jnp.float32), 0.0)
     # Of the unfloored step, as grid.py has it; the clip keeps the rounded value.
     step = (jnp.maximum(x_max.astype(jnp.float32), MIN_MAX) - low) / grid.upper
@@ -45,9 +45,7 @@ def learned_grid(parameters: Mapping[str, jax.Array], bits: int, *, symmetric: b
     scale = jnp.maximum(fixed, MIN_MAX) + (scale - fixed)
     if symmetric:
         signed = jax.lax.stop_gradient(parameters["signed"]) > 0.0
-        upper = jnp.where(signed, 2.0 ** (bits - 1) - 1, 2.0**bits - 1)
-        lower = jnp.where(signed, -(2.0 ** (bits - 1)), 0.0)
-        return Grid(scale, jnp.zeros_like(fixed), lower, upper)
+        return Grid(scale, jnp.zeros_like(fixed), *symmetric_bounds(signed, bits))
     zero, largest = parameters["zero"], 2.0**bits - 1
     codes = Grid(jnp.ones_like(zero), jnp.zeros_like(zero), 0.0, largest)
     return Grid(scale, affine_codes(zero, codes), 0.0, largest)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from quantizable_flax.quantization.grid import make_grid, rounded
 
@@ -80,7 +81,8 @@ def update_running(
     first = old.batches == 0
     # Both weights are rounded from Python floats: 1 - float32(0.9) is not float32(0.1), and that
     # drift would move every later rounding.
-    keep, take = jnp.where(first, 0.0, momentum), jnp.where(first, 1.0, 1.0 - momentum)
+    old_weight, new_weight = np.float32(momentum), np.float32(1.0 - momentum)
+    keep, take = jnp.where(first, 0.0, old_weight), jnp.where(first, 1.0, new_weight)
     return Range(
         rounded(keep * old.min) + rounded(take * low),
         rounded(keep * old.max) + rounded(take * high),

@@ -126,6 +126,11 @@ def make_train_step(
         return jnp.sum(scores.loss), (counts, ranges)
 
     def train_step(state, batch):
+        # Dropout and schedules would draw and compute in float64 where JAX_ENABLE_X64 is set.
+        with jax.enable_x64(False):
+            return update(state, batch)
+
+    def update(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         with on_mesh(mesh):
             (grads, loss, (labels, correct)), ranges = _accumulate(

@@ -21,7 +21,7 @@ def test_the_package_itself_imports_no_model_code():
     modules = {module for _, module in imports()}
     assert not {m.split(".")[0] for m in modules} & {"jax", "flax", "orbax", "tensorflow"}
     own = {module.split(".")[1] for module in modules if module.startswith("quantizable_flax")}
-    assert own <= {"data", "defaults", "errors"}
+    assert own <= {"data", "errors"}
 
 
 def test_each_library_has_one_door():
