@@ -208,6 +208,7 @@ def _images() -> ConfigDict:
             "label_key": "label",
             "eval_crop": 1.0,  # share of the shorter side that the centre crop keeps
             "augment": {
+                "repeats": 1,  # how often an image comes in a row, each time augmented anew
                 "crop_scale": 1.0,  # smallest share of the area in a random resized crop, 1: none
                 "pad_crop": 0,  # pixels of padding around the image before a random crop
                 "flip": False,

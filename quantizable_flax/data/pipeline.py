@@ -145,10 +145,11 @@ def train_iterator(
     """Returns endless batches of the train split: dicts of arrays, the rows of `share`.
 
     Every epoch has each example once, in an order of its own that `seed` decides; batches run
-    across the border of two epochs. The parts of all hosts, put together in order, are the
-    batch of a single host. With `workers` = 0 a thread of this process makes the batches, else
-    so many processes do; the batches are the same. Raises UserError where the split is smaller
-    than a batch.
+    across the border of two epochs. Where the task repeats examples, each comes so often in a row
+    and a pass through the split takes so many times longer. The parts of all hosts, put together
+    in order, are the batch of a single host. With `workers` = 0 a thread of this process makes the
+    batches, else so many processes do; the batches are the same. Raises UserError where the split
+    is smaller than a batch.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"expected config.seed in [0, 2**32), found {seed}; choose another seed")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from etils import epath
 
+from quantizable_flax import config as configuration
 from quantizable_flax.errors import UserError
 from quantizable_flax.training import distributed
 from quantizable_flax.training.checkpoint import saved_steps, split_step
@@ -179,8 +180,9 @@ def check_same(saved: Mapping[str, Any], asked: Mapping[str, Any], workdir: epat
     """Raises UserError if a run cannot continue with the asked configuration.
 
     The model and what fixes the order of the data must be those of the checkpoint, and so must
-    quantization where it is trained.
+    quantization where it is trained. Keys that its version did not know have their defaults.
     """
+    saved = configuration.from_dict(saved).to_dict()
     changes = []
     for group in ("model", "seed", "data", "train", "quant"):
         if group == "quant":
