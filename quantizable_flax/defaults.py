@@ -174,6 +174,7 @@ def _images() -> ConfigDict:
             "on_corrupt": "error",  # or "skip": in training, the next image takes its place
             "eval_crop": 1.0,  # share of the shorter side that the centre crop keeps
             "augment": {
+                "repeats": 1,  # how often an image comes in a row, each time augmented anew
                 "crop_scale": 1.0,  # smallest share of the area in a random resized crop, 1: none
                 "pad_crop": 0,  # pixels of padding around the image before a random crop
                 "flip": False,

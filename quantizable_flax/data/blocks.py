@@ -1,6 +1,5 @@
 """Packed blocks as a source: of one corpus, or of several by weight."""
 
-import bisect
 import itertools
 import math
 from collections.abc import Sequence
@@ -21,6 +20,10 @@ class Blocks:
 
     def __getitem__(self, index: int) -> np.ndarray:
         return np.asarray(self._tokens_NxT[index])
+
+    def take(self, indices_B: np.ndarray) -> np.ndarray:
+        """Returns some rows, tokens_BxT."""
+        return np.asarray(self._tokens_NxT[indices_B])
 
     def __reduce__(self) -> tuple[Any, ...]:
         tokens_NxT = self._tokens_NxT
@@ -54,7 +57,16 @@ class Mixture:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> np.ndarray:
-        place = bisect.bisect_right(self._ends, index)
-        blocks = self._corpora[place]
-        first = self._ends[place - 1] if place else 0
-        return blocks[(index - first) % len(blocks)]
+        return self.take(np.array([index]))[0]
+
+    def take(self, indices_B: np.ndarray) -> np.ndarray:
+        """Returns some blocks, tokens_BxT."""
+        places_B = np.searchsorted(self._ends, indices_B, side="right")
+        parts = []
+        for place in np.unique(places_B):
+            blocks = self._corpora[place]
+            first = self._ends[place - 1] if place else 0
+            parts.append(blocks.take((indices_B[places_B == place] - first) % len(blocks)))
+        # Rows by corpus, back into their order.
+        back_B = np.argsort(np.argsort(places_B, kind="stable"), kind="stable")
+        return np.concatenate(parts)[back_B]

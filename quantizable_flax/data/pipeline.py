@@ -1,15 +1,16 @@
 """Batches of a task for training and evaluation, with Grain as the engine."""
 
 import contextlib
-import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import grain
 import numpy as np
 
+from quantizable_flax.data.examples import Examples
 from quantizable_flax.data.share import WHOLE, Share
-from quantizable_flax.data.task import Batch, Example, Source, Task, Transform
+from quantizable_flax.data.shuffle import Shuffle
+from quantizable_flax.data.task import Batch, Source, Task
 from quantizable_flax.data.workers import Prefetched, check_workers
 from quantizable_flax.errors import UserError
 
@@ -18,42 +19,60 @@ EVAL_MASK_SEED = 20_230_622
 _MAX_EXAMPLES = 2**32  # what Grain's shuffle can number
 
 
-class _HostStream:
-    """The examples of one host in an endless global stream, as a Grain source.
+class _TrainSource:
+    """The rows of one host in every batch of an endless stream of epochs, as a Grain source.
 
-    Of every global batch, it has those in `rows`.
+    Example p of the stream is the raw one at place p // repeats of the shuffled epochs, with the
+    draws of p: neither depends on batches, hosts or processes.
     """
 
-    def __init__(self, stream: grain.MapDataset, batch_size: int, rows: np.ndarray):
-        self._stream, self._batch_size, self._rows = stream, batch_size, rows
+    def __init__(self, task: Task, source: Source, batch_size: int, rows: np.ndarray, seed: int):
+        order, draws = (_derived(seed, use) for use in (1, 2))
+        self._examples = Examples(source, task.transform(train=True), draws)
+        self._order, self._repeats = Shuffle(len(source), order), task.repeats
+        self._batch_size, self._rows = batch_size, rows
 
     def __len__(self) -> int:
-        return sys.maxsize // self._batch_size * len(self._rows)
+        return sys.maxsize // self._batch_size
 
-    def __getitem__(self, index: int) -> Example:
-        step, place = divmod(index, len(self._rows))
-        return self._stream[step * self._batch_size + int(self._rows[place])]
+    def __getitem__(self, step: int) -> Batch:
+        places_B = step * self._batch_size + self._rows
+        return self._examples.batch(self._order(places_B // self._repeats), places_B)
 
 
-class _PaddedStream:
-    """The rows of one host in every evaluation batch: (example, whether it is a real one).
+class _EvalSource:
+    """The rows of one host in every evaluation batch, filled up, as a Grain source.
 
     A batch is as long as the parts of a share need it; every host has all batches, so that all
-    take the same number of steps.
+    take the same number of steps. The draws of an example depend on it alone.
     """
 
-    def __init__(self, examples: grain.MapDataset, batch_size: int, share: Share):
-        self._examples, self._batch_size = examples, batch_size
+    def __init__(
+        self,
+        task: Task,
+        source: Source,
+        batch_size: int,
+        share: Share,
+        seed: int | None,
+        count: int,
+    ):
+        self._examples = Examples(source, task.transform(train=False), EVAL_MASK_SEED)
+        self._shuffle = None if seed is None else Shuffle(len(source), seed % 2**32)
+        self._fillers, self._batch_size, self._count = dict(task.filler), batch_size, count
         self._rows = share.rows(-(-batch_size // share.count) * share.count)
 
     def __len__(self) -> int:
-        return -(-len(self._examples) // self._batch_size) * len(self._rows)
+        return -(-self._count // self._batch_size)
 
-    def __getitem__(self, index: int) -> tuple[Example, bool]:
-        step, place = divmod(index, len(self._rows))
-        first, row = step * self._batch_size, int(self._rows[place])
-        real = row < self._batch_size and first + row < len(self._examples)
-        return self._examples[first + row if real else first], real
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self._batch_size
+        real_B = (self._rows < self._batch_size) & (first + self._rows < self._count)
+        places_B = np.where(real_B, first + self._rows, first)
+        indices_B = places_B if self._shuffle is None else self._shuffle(places_B)
+        batch = self._examples.batch(indices_B, indices_B)
+        for name, array in batch.items():
+            array[~real_B] = self._fillers.get(name, 0)
+        return batch | {"example_weight": real_B.astype(np.float32)}
 
 
 class TrainBatches(Iterator[Batch]):
@@ -126,10 +145,11 @@ def train_iterator(
     """Returns endless batches of the train split: dicts of arrays, the rows of `share`.
 
     Every epoch has each example once, in an order of its own that `seed` decides; batches run
-    across the border of two epochs. The parts of all hosts, put together in order, are the
-    batch of a single host. With `workers` = 0 a thread of this process makes the batches, else
-    so many processes do; the batches are the same. Raises UserError where the split is smaller
-    than a batch.
+    across the border of two epochs. Where the task repeats examples, each comes so often in a row
+    and a pass through the split takes so many times longer. The parts of all hosts, put together
+    in order, are the batch of a single host. With `workers` = 0 a thread of this process makes the
+    batches, else so many processes do; the batches are the same. Raises UserError where the split
+    is smaller than a batch.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"expected config.seed in [0, 2**32), found {seed}; choose another seed")
@@ -146,11 +166,8 @@ def train_iterator(
             f"expected at least batch_size={batch_size} {task.unit} in the train split, found "
             f"{len(source)}; add data or lower batch_size"
         )
-    shuffled = grain.MapDataset.source(source).seed(int(seed)).shuffle()
-    stream = _apply(shuffled, task.transform(train=True)).repeat()
     rows = share.rows(batch_size)
-    host = grain.MapDataset.source(_HostStream(stream, batch_size, rows))
-    batches = host.batch(len(rows), drop_remainder=True, batch_fn=_stack)
+    batches = grain.MapDataset.source(_TrainSource(task, source, batch_size, rows, seed))
     return TrainBatches(batches, workers, len(source))
 
 
@@ -186,15 +203,9 @@ def eval_batches(
             f"from the {count} {task.unit} of the {split} split, found {wanted}; ask for fewer or "
             "smaller ones or add data"
         )
-    transform = task.transform(train=False)
-    examples = _apply(grain.MapDataset.source(source), transform, seed=EVAL_MASK_SEED)
-    if seed is not None:
-        examples = examples.shuffle(seed=seed % 2**32)
-    examples = examples.slice(slice(0, min(count, wanted * batch_size)))
-    padded = _PaddedStream(examples, batch_size, share)
-    stack = functools.partial(_stack_padded, fillers=dict(task.filler))
-    rows = len(padded) // wanted
-    return EvalBatches(grain.MapDataset.source(padded).batch(rows, batch_fn=stack), workers)
+    real = min(count, wanted * batch_size)
+    batches = _EvalSource(task, source, batch_size, share, seed, real)
+    return EvalBatches(grain.MapDataset.source(batches), workers)
 
 
 def _source(task: Task, split: str) -> Source:
@@ -212,22 +223,6 @@ def _check_batch_size(batch_size: int) -> None:
         raise UserError(f"expected a batch_size of at least 1, found {batch_size}; raise it")
 
 
-def _apply(
-    dataset: grain.MapDataset, transform: Transform, seed: int | None = None
-) -> grain.MapDataset:
-    """Applies `transform`; Grain seeds a random one by the index of each example."""
-    if isinstance(transform, grain.transforms.RandomMap):
-        return dataset.random_map(transform, seed=seed)
-    return dataset.map(transform)
-
-
-def _stack(examples: Sequence[Example]) -> Batch:
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-
-
-def _stack_padded(examples: Sequence[tuple[Example, bool]], fillers: dict[str, int]) -> Batch:
-    batch = _stack([example for example, _ in examples])
-    real_B = np.array([real for _, real in examples])
-    for name, array in batch.items():
-        array[~real_B] = fillers.get(name, 0)
-    return batch | {"example_weight": real_B.astype(np.float32)}
+def _derived(seed: int, use: int) -> int:
+    """Returns the seed of one of a run's uses of randomness."""
+    return int(np.random.SeedSequence((seed, use)).generate_state(1, np.uint32)[0])

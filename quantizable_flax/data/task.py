@@ -7,10 +7,27 @@ from typing import Any, Protocol, TypeAlias
 import grain
 import numpy as np
 
+from quantizable_flax.data.draws import Draws
+
 Example = dict[str, np.ndarray]
 Batch = dict[str, np.ndarray]
-Transform: TypeAlias = grain.transforms.Map | grain.transforms.RandomMap | Callable[[Any], Example]
 SPLITS = ("train", "validation")
+
+
+class BatchTransform(abc.ABC):
+    """Makes all examples of a batch at once, of what a BatchSource took.
+
+    Of an example, nothing may depend on the others of its batch.
+    """
+
+    @abc.abstractmethod
+    def batch(self, elements: Any, draws: Draws) -> Batch:
+        """Returns arrays [B, ...]; the randomness of row b is row b of `draws`."""
+
+
+Transform: TypeAlias = (
+    grain.transforms.Map | grain.transforms.RandomMap | BatchTransform | Callable[[Any], Example]
+)
 
 
 class Source(Protocol):
@@ -25,16 +42,26 @@ class Source(Protocol):
         ...
 
 
+class BatchSource(Source, Protocol):
+    """A source for transforms of whole batches."""
+
+    def take(self, indices_B: np.ndarray) -> Any:
+        """Returns the examples at some indices, put together."""
+        ...
+
+
 class Task(abc.ABC):
     """The data side of a model family.
 
     Attributes:
       unit: what an example is called in messages, e.g. "sequences" or "images".
       filler: by key of an example, the value that fills up a short evaluation batch (default 0).
+      repeats: how often in a row training takes a raw example, each time with other draws.
     """
 
     unit: str = "examples"
     filler: Mapping[str, int] = {}
+    repeats: int = 1
 
     @abc.abstractmethod
     def source(self, split: str) -> Source:

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import grain
 import numpy as np
 from ml_collections import ConfigDict
 
 from quantizable_flax.data.blocks import Blocks, Mixture
 from quantizable_flax.data.corpora import EMBEDDED, corpora
+from quantizable_flax.data.draws import Draws
 from quantizable_flax.data.masking import IGNORE_LABEL, MaskTokens
 from quantizable_flax.data.packing import checksum, packed_tokens
-from quantizable_flax.data.task import Example, Source, Task, Transform
+from quantizable_flax.data.task import Batch, BatchTransform, Source, Task, Transform
 from quantizable_flax.data.tokenizer import BYTE_BPE, WORDPIECE, Tokenizer
 from quantizable_flax.data.tokenizer_build import (
     build_tokenizer,
@@ -119,17 +119,17 @@ class CausalLmTask(TextTask):
     kind = BYTE_BPE
 
     def transform(self, *, train: bool) -> Transform:
-        """Returns the copy of the tokens to `input_ids` and `labels`, both int32 [T]."""
+        """Returns the copy of the tokens to `input_ids` and `labels`, both int32 [B, T]."""
         return CopyTokens()
 
 
-class CopyTokens(grain.transforms.Map):
-    """Maps tokens_T to equal `input_ids` and `labels`, both int32 [T]."""
+class CopyTokens(BatchTransform):
+    """Maps tokens_BxT to equal `input_ids` and `labels`, both int32 [B, T]."""
 
-    def map(self, element: np.ndarray) -> Example:
-        """Returns the example of a block."""
-        tokens_T = np.asarray(element, dtype=np.int32)
-        return {"input_ids": tokens_T, "labels": tokens_T}
+    def batch(self, elements: np.ndarray, draws: Draws) -> Batch:
+        """Returns the examples of some blocks."""
+        tokens_BxT = np.array(elements, dtype=np.int32)
+        return {"input_ids": tokens_BxT, "labels": tokens_BxT.copy()}
 
 
 def _from_assets(assets: Mapping[str, Any], data_cfg: ConfigDict, kind: str) -> Tokenizer:

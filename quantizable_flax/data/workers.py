@@ -16,7 +16,7 @@ from absl import flags
 from quantizable_flax.data.task import Batch
 from quantizable_flax.errors import UserError
 
-# One thread suffices for text: an example takes some ten microseconds, the blocks lie in memory.
+# One thread suffices for text: an example takes a few microseconds, the blocks lie in memory.
 _PREFETCH = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 _AHEAD = 2  # batches that each process keeps ready
 

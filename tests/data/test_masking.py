@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from quantizable_flax.data import MaskTokens
+from quantizable_flax.data.draws import Randomness
 from quantizable_flax.errors import UserError
 
 COUNT = 400_000
@@ -27,8 +28,42 @@ def close(found, share, count):
 
 
 def masked(tokens_T, rate=0.15, seed=0):
-    example = MaskTokens(Ids, rate).random_map(tokens_T, rng(seed))
-    return example["input_ids"], example["labels"]
+    batch = MaskTokens(Ids, rate).batch(tokens_T[None], Randomness(seed).of([0]))
+    return batch["input_ids"][0], batch["labels"][0]
+
+
+def reference(tokens_T, vocab_size, rate, max_predictions, generator):
+    """The masking of one block, draw by draw from NumPy's own distributions."""
+    draw_T = generator.random(len(tokens_T))
+    selected_T = (draw_T < rate) & (tokens_T > 4)
+    if max_predictions and selected_T.sum() > max_predictions:
+        selected_T &= draw_T <= np.sort(draw_T[selected_T])[max_predictions - 1]
+    fate_T = generator.random(len(tokens_T))
+    random_T = generator.integers(vocab_size, size=len(tokens_T), dtype=np.int32)
+    replaced_T = np.where(fate_T < 0.8, Ids.mask_id, np.where(fate_T < 0.9, random_T, tokens_T))
+    labels_T = np.where(selected_T, tokens_T, -100)
+    return np.where(selected_T, replaced_T, tokens_T), labels_T
+
+
+# Of three million tokens, one draw in 1,100 is taken again, so that every tenth block has one.
+@pytest.mark.parametrize("vocab_size", [7, 1000, 1024, 3_000_000])
+@pytest.mark.parametrize(("rate", "max_predictions"), [(0.15, 0), (0.5, 20), (1.0, 0), (1.0, 1)])
+@pytest.mark.parametrize("length", [33, 128])
+def test_a_batch_is_masked_as_its_blocks_one_by_one(vocab_size, rate, max_predictions, length):
+    class Vocabulary(Ids):
+        pass
+
+    Vocabulary.vocab_size = vocab_size
+    tokens_BxT = rng(3).integers(0, vocab_size, (40, length)).astype(np.int32)
+    numbers_B = np.arange(1000, 1040)
+    draws = Randomness(6).of(numbers_B)
+    batch = MaskTokens(Vocabulary, rate, max_predictions).batch(tokens_BxT, draws)
+    for row, number in enumerate(numbers_B):
+        generator = rng(6)
+        generator.bit_generator.advance(int(number) << 192)
+        expected = reference(tokens_BxT[row], vocab_size, rate, max_predictions, generator)
+        np.testing.assert_array_equal(batch["input_ids"][row], expected[0])
+        np.testing.assert_array_equal(batch["labels"][row], expected[1])
 
 
 @pytest.fixture(name="tokens_T", scope="module")
@@ -98,7 +133,7 @@ def test_the_element_is_not_written_and_the_transform_pickles(tokens_T):
     tokens_T = tokens_T[:100].copy()
     before_T = tokens_T.copy()
     transform = pickle.loads(pickle.dumps(MaskTokens(Ids, 1.0)))
-    transform.random_map(tokens_T, rng())
+    transform.batch(tokens_T[None], Randomness(0).of([0]))
     np.testing.assert_array_equal(tokens_T, before_T)
 
 
@@ -110,15 +145,13 @@ def test_senseless_rates(rate):
 
 def test_max_predictions_keeps_a_random_choice_of_the_selected(tokens_T):
     blocks_NxT = tokens_T[:32000].reshape(-1, 32)
-    transform, free = MaskTokens(Ids, 0.5, max_predictions=6), MaskTokens(Ids, 0.5)
-    firsts = []
-    for seed, block_T in enumerate(blocks_NxT):
-        labels_T = transform.random_map(block_T, rng(seed))["labels"]
-        unlimited_T = free.random_map(block_T, rng(seed))["labels"]
-        kept_T = labels_T != -100
-        # Never more than asked, never one that the rate alone would not have selected.
-        assert kept_T.sum() == min(6, (unlimited_T != -100).sum())
-        np.testing.assert_array_equal(labels_T[kept_T], unlimited_T[kept_T])
-        firsts += list(np.flatnonzero(kept_T))
+    limited, free = (
+        MaskTokens(Ids, 0.5, limit).batch(blocks_NxT, Randomness(0).of(range(1000)))["labels"]
+        for limit in (6, 0)
+    )
+    kept_NxT = limited != -100
+    # Never more than asked, never one that the rate alone would not have selected.
+    np.testing.assert_array_equal(kept_NxT.sum(1), np.minimum(6, (free != -100).sum(1)))
+    np.testing.assert_array_equal(limited[kept_NxT], free[kept_NxT])
     # Were it the first six, the mean position would be about 6, not the middle of 32.
-    assert abs(np.mean(firsts) - 15.5) < 1
+    assert abs(np.nonzero(kept_NxT)[1].mean() - 15.5) < 1

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from quantizable_flax.data import Tokenizer, build_tokenizer, eval_batches, make_task, packed_tokens
+from quantizable_flax.data.draws import Randomness
 from quantizable_flax.errors import UserError
 
 from .batches import joined, originals
@@ -20,11 +21,12 @@ def test_opt_examples_are_the_tokens_twice(text_config, make_text_task, byte_tok
     task = make_text_task(config)
     tokens_NxT = packed_tokens(config.data, byte_tokenizer, "train")
     for train in (True, False):
-        example = task.transform(train=train).map(task.source("train")[3])
-        assert example.keys() == {"input_ids", "labels"}
-        for array_T in example.values():
-            np.testing.assert_array_equal(array_T, tokens_NxT[3])
-            assert array_T.dtype == np.int32
+        blocks = task.source("train").take(np.array([3, 1]))
+        batch = task.transform(train=train).batch(blocks, Randomness(0).of([3, 1]))
+        assert batch.keys() == {"input_ids", "labels"}
+        for array_BxT in batch.values():
+            np.testing.assert_array_equal(array_BxT, tokens_NxT[[3, 1]])
+            assert array_BxT.dtype == np.int32
 
 
 def test_fillers_have_no_label(text_config, make_text_task):

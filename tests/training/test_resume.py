@@ -15,8 +15,9 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
+from quantizable_flax.config import default_config
 from quantizable_flax.errors import UserError
-from quantizable_flax.training import checkpoint, events
+from quantizable_flax.training import checkpoint, events, resume
 from quantizable_flax.training.loop import train
 from quantizable_flax.training.run import Run
 from tests.tiny import flags, tiny_config, write_text
@@ -182,6 +183,15 @@ def test_a_moved_corpus_goes_on(finished, tmp_path, monkeypatch):
     swapped = "moved/2.TXT,moved/0.TXT"
     with pytest.raises(UserError, match=r"sequences where the data now have others, or another"):
         train(tiny_config(folder, **changes, data__files=swapped), "run")
+
+
+def test_a_run_from_before_an_image_could_be_repeated_goes_on_without(tmp_path):
+    saved, asked = default_config("vit").to_dict(), default_config("vit")
+    del saved["data"]["augment"]["repeats"]
+    resume.check_same(saved, asked.to_dict(), tmp_path)
+    asked.data.augment.repeats = 3
+    with pytest.raises(UserError, match=r"data.augment.repeats=1, not 3"):
+        resume.check_same(saved, asked.to_dict(), tmp_path)
 
 
 def test_clipping_may_be_switched_off_in_a_continued_run(finished, tmp_path):

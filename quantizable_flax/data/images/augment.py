@@ -25,6 +25,7 @@ class Recipe:
     image_size: int
     channels: int
     eval_crop: float
+    repeats: int
     crop_scale: float
     pad_crop: int
     flip: bool
@@ -124,6 +125,7 @@ def make_recipe(config: ConfigDict) -> Recipe:
     _check("model.channels", model.channels, model.channels in CHANNELS, "1 or 3")
     _check("data.eval_crop", data.eval_crop, 0 < data.eval_crop <= 1, "in (0, 1]")
     for key, fits, wanted in (
+        ("repeats", augment.repeats >= 1, "at least 1"),
         ("crop_scale", 0 < augment.crop_scale <= 1, "in (0, 1]"),
         ("pad_crop", 0 <= augment.pad_crop < size, f"in 0..{size - 1}, below model.image_size"),
         ("rand_layers", augment.rand_layers >= 0, "at least 0"),

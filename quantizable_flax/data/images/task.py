@@ -33,6 +33,7 @@ class ImageTask(Task):
     def __init__(self, config: ConfigDict, assets: Mapping[str, Any] | None = None):
         self._data, self._num_classes = config.data, config.model.num_classes
         self._recipe = make_recipe(config)
+        self.repeats = self._recipe.repeats
         self._open = opener(config)
         self._fraction = validation_fraction(config.data)
         check_choice("data.on_corrupt", config.data.on_corrupt, CHOICES)

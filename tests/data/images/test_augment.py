@@ -152,6 +152,7 @@ def test_transforms_pickle():
         ("crop_scale", 0.0),
         ("crop_scale", 1.1),
         ("crop_scale", float("nan")),
+        ("repeats", 0),
         ("pad_crop", -1),
         ("pad_crop", 12),
         ("rand_layers", -1),

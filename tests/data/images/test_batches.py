@@ -98,6 +98,40 @@ def test_hosts_have_their_shares_of_the_same_batches(task):
         assert_same([joined], [next(whole)])
 
 
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_repeats_show_an_image_again_with_other_draws(tmp_path, repeats):
+    path = write_tar(tmp_path / "a.tar", pngs(count=12))
+    settings = {"files": path, "validation_fraction": 0.0}
+
+    def stream(count, **augment):
+        task = ImageTask(make_config(12, **settings, **augment))
+        iterator = train_iterator(task, batch_size=4, seed=3)
+        batches = list(islice(iterator, count))
+        iterator.close()
+        return np.concatenate([batch["images"] for batch in batches])
+
+    # Without any change, an image is the one that a run without repeats has in its place.
+    plain, repeated = stream(9), stream(9 * repeats, repeats=repeats)
+    assert len(plain) == 36 > len(pngs(count=12))
+    np.testing.assert_array_equal(repeated, plain.repeat(repeats, axis=0))
+    augmented = stream(9 * repeats, repeats=repeats, **AUGMENT)
+    assert len(np.unique(augmented.reshape(len(augmented), -1), axis=0)) == len(augmented)
+
+
+def test_repeats_go_on_exactly_and_over_hosts(tmp_path):
+    path = write_tar(tmp_path / "a.tar", pngs(count=12))
+    settings = {**AUGMENT, "repeats": 3}
+    task = ImageTask(make_config(10, files=path, validation_fraction=0.0, **settings))
+    whole = list(islice(train_iterator(task, batch_size=4, seed=3), COUNT))
+    hosts = [train_iterator(task, batch_size=4, seed=3, share=Share((i,), 2)) for i in range(2)]
+    for host in hosts:
+        host.set_state({"next_index": 3, "examples": len(task.source("train"))})
+    for expected in whole[3:]:
+        shares = [next(host) for host in hosts]
+        joined = {name: np.concatenate([s[name] for s in shares]) for name in shares[0]}
+        assert_same([joined], [expected])
+
+
 def test_evaluation_is_plain_and_fills_up_the_last_batch(tmp_path):
     path = write_folder(tmp_path / "data", pngs(count=12))
     task = ImageTask(make_config(12, files=path, validation_fraction=0.5, **AUGMENT))

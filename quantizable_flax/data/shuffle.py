@@ -1,0 +1,85 @@
+"""The order of examples: a permutation for every epoch, looked up a batch at a time."""
+
+import functools
+import math
+
+import numpy as np
+
+_ROUNDS = 4
+_MIN_BITS = 16
+
+
+class Shuffle:
+    """Endless epochs of `count` examples, each in an order of its own that `seed` decides.
+
+    The permutation is Grain's `index_shuffle`, which takes one index a call: a block cipher on
+    numbers of an even count of bits, repeated until it hits one below `count`. Nothing is stored,
+    and an epoch can be entered anywhere.
+    """
+
+    def __init__(self, count: int, seed: int):
+        self._count, self._seed = count, seed
+        bits = max(_MIN_BITS, math.ceil(math.log2(count - 1)) if count > 1 else 0)
+        half = (bits + 1) // 2
+        self._half, self._mask = np.uint64(half), np.uint64((1 << half) - 1)
+        self._turns = tuple(np.uint64(half - places) for places in (1, 8, 2))
+
+    def __call__(self, positions_B: np.ndarray) -> np.ndarray:
+        """Returns the example at each position of the endless stream, int64 [B]."""
+        epochs_B, places_B = np.divmod(np.asarray(positions_B, np.int64), self._count)
+        indices_B = np.zeros_like(places_B)
+        for epoch in np.unique(epochs_B):
+            of_epoch_B = epochs_B == epoch
+            keys = _round_keys((self._seed + int(epoch)) % 2**32)
+            indices_B[of_epoch_B] = self._permuted(places_B[of_epoch_B].astype(np.uint64), keys)
+        return indices_B
+
+    def _permuted(self, indices_B: np.ndarray, keys: tuple[np.uint64, ...]) -> np.ndarray:
+        if self._count == 1:
+            return indices_B
+        indices_B = self._encrypted(indices_B, keys)
+        while len(outside := np.flatnonzero(indices_B >= np.uint64(self._count))):
+            indices_B[outside] = self._encrypted(indices_B[outside], keys)
+        return indices_B
+
+    def _encrypted(self, indices_B: np.ndarray, keys: tuple[np.uint64, ...]) -> np.ndarray:
+        """Two rounds at a time of the Simon cipher, on the halves of each number."""
+        left_B, right_B = (indices_B >> self._half) & self._mask, indices_B & self._mask
+        for first, second in zip(keys[::2], keys[1::2], strict=True):
+            left_B = (left_B ^ self._mixed(right_B) ^ first) & self._mask
+            right_B = (right_B ^ self._mixed(left_B) ^ second) & self._mask
+        return (left_B << self._half) | right_B
+
+    def _mixed(self, word_B: np.ndarray) -> np.ndarray:
+        """The cipher's function of half a number: of it, rotated by 1, 8 and 2 places."""
+        twice_B = word_B | (word_B << self._half)
+        by_1, by_8, by_2 = self._turns
+        return ((twice_B >> by_1) & (twice_B >> by_8)) ^ (twice_B >> by_2)
+
+
+@functools.lru_cache(maxsize=16)
+def _round_keys(seed: int) -> tuple[np.uint64, ...]:
+    """Returns the _ROUNDS words that C++'s `std::seed_seq` makes of one number."""
+    words, count = [0x8B8B8B8B] * _ROUNDS, _ROUNDS
+    near = (count - (count - 1) // 2) // 2
+    far = near + (count - 1) // 2
+
+    def stir(factor: int, word: int) -> int:
+        return factor * (word ^ (word >> 27)) % 2**32
+
+    for k in range(count):
+        here, by_near, by_far = k % count, (k + near) % count, (k + far) % count
+        first = stir(1664525, words[here] ^ words[by_near] ^ words[k - 1])
+        added = 1 if k == 0 else here + (seed if k == 1 else 0)
+        second = (first + added) % 2**32
+        words[by_near] = (words[by_near] + first) % 2**32
+        words[by_far] = (words[by_far] + second) % 2**32
+        words[here] = second
+    for k in range(count):
+        by_near, by_far = (k + near) % count, (k + far) % count
+        first = stir(1566083941, (words[k] + words[by_near] + words[k - 1]) % 2**32)
+        second = (first - k) % 2**32
+        words[by_near] ^= first
+        words[by_far] ^= second
+        words[k] = second
+    return tuple(map(np.uint64, words))
