@@ -52,6 +52,13 @@ def test_accumulation_moves_ranges_with_every_micro_batch(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+def test_the_step_asks_no_weight_whether_its_range_is_known(tmp_path):
+    _, state, step, batch, _ = bert_state(tmp_path, "running")
+    text = step.lower(state, batch).as_text()
+    assert "stablehlo.case" not in text
+    assert "stablehlo.if" not in text
+
+
 def curves_of_devices(tmp_path) -> dict:
     """Runs in a process with 2 virtual devices: losses and a range, on one and on both."""
     curves = {}
