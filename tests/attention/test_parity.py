@@ -59,7 +59,8 @@ class Variant:
         """Weights, or gradients, under the original's names as our tree."""
         model = self.config.model
         names = NAMES[self.family]
-        return attention_params(TensorReader(tensors), "", model.hidden_size, model, names)
+        reader = TensorReader(tensors, f"{names['query']}.weight")
+        return attention_params(reader, "", model.hidden_size, model, names)
 
     def context(self, params, hidden):
         return self.module.apply({"params": params}, hidden, self.mask)
