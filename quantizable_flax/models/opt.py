@@ -17,6 +17,7 @@ from quantizable_flax.models.layers import (
 from quantizable_flax.models.losses import IGNORED, Scores, chunked_scores, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.quantization.sites import Site
+from quantizable_flax.quantization.spec import INT8_BITS
 from quantizable_flax.quantization.tensor import Tensor, values
 
 POSITION_OFFSET = 2  # rows 0 and 1 of the position table: OPT counts from 2, padding has row 1
@@ -243,9 +244,12 @@ class OptForCausalLM(nn.Module):
         }
 
     def _cache_dtype(self, site: str) -> jnp.dtype:
-        """int8 where the site's codes are that, else the compute dtype."""
+        """int8 where the site's codes are that, float32 where they are wide, else as computed."""
         quant = self.config.quant
-        return jnp.int8 if quant is not None and quant.serves_int8(site) else self.config.dtype
+        if quant is not None and quant.serves_int8(site):
+            return jnp.int8
+        wide = quant is not None and (quant.bits(site) or 0) > INT8_BITS
+        return jnp.float32 if wide else self.config.dtype
 
     def example_batch(self) -> dict[str, jax.Array]:
         """The smallest batch that the model can be initialised with."""

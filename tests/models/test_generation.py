@@ -168,3 +168,10 @@ def test_missing_cache_is_named(vanilla):
     ids = jnp.ones((1, 1), jnp.int32)
     with pytest.raises(UserError, match="needs the collection `cache`, found none"):
         model.apply({"params": params}, ids, ids, ids, 0, method="extend", mutable=["cache"])
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(16, "float32"), (8, "bfloat16")])
+def test_a_cache_holds_codes_that_its_type_tells_apart(bits, dtype):
+    model = build_model(small_config("opt", dtype="bfloat16"))
+    cache = with_quant(model, QuantSpec(bits, bits)).empty_cache(1, 4)
+    assert {str(x.dtype) for x in jax.tree.leaves(cache)} == {dtype}
