@@ -151,6 +151,29 @@ def test_calibration_seeds_see_different_batches(trained):
     assert evaluator.quantized(parse_setting("w4a4"), 1) == [first]
 
 
+@pytest.mark.parametrize(
+    ("setting", "backend"), [("w8a8", "simulated"), ("w8a8+smooth=0.5", "int8")]
+)
+def test_a_setting_is_compiled_once_whatever_the_seeds(trained, setting, backend):
+    """Calibration, SmoothQuant, the collection of codes and the evaluation."""
+    compiled: list[str] = []
+
+    def note(event: str, seconds: float, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    evaluator = evaluator_of(trained)
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        evaluator.quantized(parse_setting(setting), 1, backend)
+        assert compiled
+        compiled.clear()
+        evaluator.quantized(parse_setting(setting), 2, backend)
+        assert not compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
 class Seeded:
     """An evaluator that finds given values, one for each seed."""
 
