@@ -1,9 +1,11 @@
 """Documents to blocks of `seq_len` tokens, built once and kept on disk."""
 
+import contextlib
 import dataclasses
 import io
 import json
 import logging
+import os
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from quantizable_flax.data.cache import cache_dir, cache_key, write_atomically
+from quantizable_flax.data.cache import cache_dir, cache_key, one_at_a_time, write_atomically
 from quantizable_flax.data.documents import describe_documents, iter_documents
 from quantizable_flax.data.pieces import pieces
 from quantizable_flax.data.tokenizer import Tokenizer
@@ -37,6 +39,7 @@ class _Header:
     documents: int = 0
     tokens: int = 0
     crc32: int = 0
+    stamp: int = 0  # when the file was written, in nanoseconds: whoever changes it changes its time
     version: int = FORMAT_VERSION
 
     @property
@@ -53,8 +56,9 @@ def packed_tokens(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> np.
 
     Every document is wrapped, as [CLS] ids [SEP] for BERT and </s> ids for OPT; the stream of all
     documents is cut every data.seq_len tokens, and only the last remainder is dropped. The array
-    is mapped from a file in the cache folder, whose checksum is verified; where the folder cannot
-    be written, it is built in memory. Raises UserError where the text does not fill one block.
+    is mapped from a file in the cache folder, which one process builds while others wait, and
+    whose checksum is verified where it may have changed; where the folder cannot be written, it is
+    built in memory. Raises UserError where the text does not fill one block.
     """
     seq_len = data_cfg.seq_len
     if not isinstance(seq_len, int) or seq_len < 2:
@@ -66,8 +70,20 @@ def packed_tokens(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> np.
     cached = _load(path)
     if cached is not None:
         return cached
+    with one_at_a_time(path):
+        cached = _load(path)  # another process may have built it
+        return _built(path, data_cfg, tokenizer, split) if cached is None else cached
+
+
+def _built(path: Path, data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> np.ndarray:
+    def write(stream: BinaryIO) -> None:
+        header = _build(stream, data_cfg, tokenizer, split)
+        stream.flush()
+        with contextlib.suppress(OSError):  # then it is verified at every start
+            os.utime(stream.fileno(), ns=(header.stamp, header.stamp))
+
     try:
-        write_atomically(path, lambda stream: _build(stream, data_cfg, tokenizer, split))
+        write_atomically(path, write)
     except OSError as error:
         _log.warning(
             "packed tokens are kept in memory only: %s cannot be written (%s); set data.cache_dir",
@@ -78,7 +94,7 @@ def packed_tokens(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> np.
         header = _build(stream, data_cfg, tokenizer, split)
         payload = stream.getbuffer().toreadonly()[_HEADER_BYTES:]
         return np.frombuffer(payload, header.dtype).reshape(header.shape)
-    built = _load(path)
+    built = _load(path, verify=True)
     if built is None:
         raise UserError(
             f"expected to read back {path}, found it gone or damaged; "
@@ -107,17 +123,23 @@ def _key(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> str:
     )
 
 
-def _load(path: Path) -> np.ndarray | None:
-    """Returns the blocks of a whole cache file, None where it is absent or damaged."""
+def _load(path: Path, *, verify: bool = False) -> np.ndarray | None:
+    """Returns the blocks of a whole cache file, None where it is absent or damaged.
+
+    All of it is read to `verify` it, and whenever its time is not the one that its head tells.
+    """
     try:
         with path.open("rb") as stream:
             header = _Header(**json.loads(stream.read(_HEADER_BYTES)))
-            crc32 = size = 0
-            while chunk := stream.read(_READ_BYTES):
-                crc32 = zlib.crc32(chunk, crc32)
-                size += len(chunk)
-        if (crc32, size) != (header.crc32, header.payload_bytes):
-            raise ValueError("its checksum or its size differs")
+            status = os.fstat(stream.fileno())
+            if status.st_size != _HEADER_BYTES + header.payload_bytes:
+                raise ValueError("its size differs")
+            if verify or status.st_mtime_ns != header.stamp:
+                crc32 = 0
+                while chunk := stream.read(_READ_BYTES):
+                    crc32 = zlib.crc32(chunk, crc32)
+                if crc32 != header.crc32:
+                    raise ValueError("its checksum differs")
         return np.memmap(path, header.dtype, mode="r", offset=_HEADER_BYTES, shape=header.shape)
     except FileNotFoundError:
         return None
@@ -152,6 +174,7 @@ def _build(stream: BinaryIO, data_cfg: ConfigDict, tokenizer: Tokenizer, split: 
             f"expected at least data.seq_len={header.seq_len} tokens in the {split} split, found "
             f"{header.tokens} in {header.documents} documents; add text or lower data.seq_len"
         )
+    header.stamp = int(time.time()) // 2 * 2 * 10**9  # as whole as any file system keeps it
     stream.seek(0)
     stream.write(json.dumps(dataclasses.asdict(header)).ljust(_HEADER_BYTES).encode("ascii"))
     _log.info(

@@ -1,78 +1,14 @@
 """Batches of a task for training and evaluation, with Grain as the engine."""
 
-import contextlib
-import sys
 from collections.abc import Iterator
 
-import grain
-import numpy as np
-
-from quantizable_flax.data.examples import Examples
 from quantizable_flax.data.share import WHOLE, Share
-from quantizable_flax.data.shuffle import Shuffle
+from quantizable_flax.data.steps import EvaluationSteps, TrainingSteps
 from quantizable_flax.data.task import Batch, Source, Task
-from quantizable_flax.data.workers import Prefetched, check_workers
+from quantizable_flax.data.workers import Prefetched, check_workers, claim_shared_memory
 from quantizable_flax.errors import UserError
 
-# Every evaluation masks an example in the same way, whatever the run, the order and the batches.
-EVAL_MASK_SEED = 20_230_622
 _MAX_EXAMPLES = 2**32  # what Grain's shuffle can number
-
-
-class _TrainSource:
-    """The rows of one host in every batch of an endless stream of epochs, as a Grain source.
-
-    Example p of the stream is the raw one at place p // repeats of the shuffled epochs, with the
-    draws of p: neither depends on batches, hosts or processes.
-    """
-
-    def __init__(self, task: Task, source: Source, batch_size: int, rows: np.ndarray, seed: int):
-        order, draws = (_derived(seed, use) for use in (1, 2))
-        self._examples = Examples(source, task.transform(train=True), draws)
-        self._order, self._repeats = Shuffle(len(source), order), task.repeats
-        self._batch_size, self._rows = batch_size, rows
-
-    def __len__(self) -> int:
-        return sys.maxsize // self._batch_size
-
-    def __getitem__(self, step: int) -> Batch:
-        places_B = step * self._batch_size + self._rows
-        return self._examples.batch(self._order(places_B // self._repeats), places_B)
-
-
-class _EvalSource:
-    """The rows of one host in every evaluation batch, filled up, as a Grain source.
-
-    A batch is as long as the parts of a share need it; every host has all batches, so that all
-    take the same number of steps. The draws of an example depend on it alone.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        source: Source,
-        batch_size: int,
-        share: Share,
-        seed: int | None,
-        count: int,
-    ):
-        self._examples = Examples(source, task.transform(train=False), EVAL_MASK_SEED)
-        self._shuffle = None if seed is None else Shuffle(len(source), seed % 2**32)
-        self._fillers, self._batch_size, self._count = dict(task.filler), batch_size, count
-        self._rows = share.rows(-(-batch_size // share.count) * share.count)
-
-    def __len__(self) -> int:
-        return -(-self._count // self._batch_size)
-
-    def __getitem__(self, step: int) -> Batch:
-        first = step * self._batch_size
-        real_B = (self._rows < self._batch_size) & (first + self._rows < self._count)
-        places_B = np.where(real_B, first + self._rows, first)
-        indices_B = places_B if self._shuffle is None else self._shuffle(places_B)
-        batch = self._examples.batch(indices_B, indices_B)
-        for name, array in batch.items():
-            array[~real_B] = self._fillers.get(name, 0)
-        return batch | {"example_weight": real_B.astype(np.float32)}
 
 
 class TrainBatches(Iterator[Batch]):
@@ -81,15 +17,15 @@ class TrainBatches(Iterator[Batch]):
     The state goes into JSON and holds for any number of hosts, threads and worker processes.
     """
 
-    def __init__(self, batches: grain.MapDataset, workers: int, examples: int):
+    def __init__(self, batches: TrainingSteps, workers: int, examples: int):
         self._batches, self._workers, self._examples = batches, workers, examples
+        claim_shared_memory(batches, workers)
         self._next_index = 0
         self._running: Prefetched | None = None
 
     def __next__(self) -> Batch:
         if self._running is None:
-            rest = self._batches.slice(slice(self._next_index, None))
-            self._running = Prefetched(rest, self._workers)
+            self._running = Prefetched(self._batches, self._workers, first=self._next_index)
         batch = next(self._running)
         self._next_index += 1
         return batch
@@ -120,18 +56,46 @@ class TrainBatches(Iterator[Batch]):
 
 
 class EvalBatches:
-    """Batches that can be iterated again and again, each time the same; len() counts them."""
+    """Batches that can be iterated again and again, each time the same; len() counts them.
 
-    def __init__(self, batches: grain.MapDataset, workers: int = 0):
-        self._batches, self._workers = batches, workers
+    Worker processes are there for the next pass when one has ended or was left, until `close` or
+    the end of this object.
+    """
+
+    def __init__(self, batches: EvaluationSteps, workers: int = 0):
+        self._batches, self._workers = batches, min(workers, len(batches))
+        claim_shared_memory(batches, self._workers)
+        self._idle: Prefetched | None = None
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        workers = min(self._workers, len(self))
-        with contextlib.closing(Prefetched(self._batches, workers)) as running:
-            yield from running
+        running, self._idle = self._idle, None
+        if running is None:
+            running = Prefetched(self._batches, self._workers, again=self._workers > 0)
+        try:
+            for _ in range(len(self)):
+                yield next(running)
+        except GeneratorExit:  # the pass was left
+            self._put_back(running)
+            raise
+        except BaseException:
+            running.close()
+            raise
+        self._put_back(running)
+
+    def _put_back(self, running: Prefetched) -> None:
+        if self._workers and self._idle is None and running.rewind():
+            self._idle = running
+        else:  # a thread starts at once, and of two passes at a time one keeps its processes
+            running.close()
+
+    def close(self) -> None:
+        """Ends the worker processes; the next pass starts them again."""
+        idle, self._idle = self._idle, None
+        if idle is not None:
+            idle.close()
 
 
 def train_iterator(
@@ -149,7 +113,7 @@ def train_iterator(
     and a pass through the split takes so many times longer. The parts of all hosts, put together
     in order, are the batch of a single host. With `workers` = 0 a thread of this process makes the
     batches, else so many processes do; the batches are the same. Raises UserError where the split
-    is smaller than a batch.
+    is smaller than a batch, or shared memory too small for the processes.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"expected config.seed in [0, 2**32), found {seed}; choose another seed")
@@ -166,8 +130,7 @@ def train_iterator(
             f"expected at least batch_size={batch_size} {task.unit} in the train split, found "
             f"{len(source)}; add data or lower batch_size"
         )
-    rows = share.rows(batch_size)
-    batches = grain.MapDataset.source(_TrainSource(task, source, batch_size, rows, seed))
+    batches = TrainingSteps(task, source, batch_size, share, seed)
     return TrainBatches(batches, workers, len(source))
 
 
@@ -204,8 +167,8 @@ def eval_batches(
             "smaller ones or add data"
         )
     real = min(count, wanted * batch_size)
-    batches = _EvalSource(task, source, batch_size, share, seed, real)
-    return EvalBatches(grain.MapDataset.source(batches), workers)
+    batches = EvaluationSteps(task, source, batch_size, share, seed, real)
+    return EvalBatches(batches, workers)
 
 
 def _source(task: Task, split: str) -> Source:
@@ -221,8 +184,3 @@ def _source(task: Task, split: str) -> Source:
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise UserError(f"expected a batch_size of at least 1, found {batch_size}; raise it")
-
-
-def _derived(seed: int, use: int) -> int:
-    """Returns the seed of one of a run's uses of randomness."""
-    return int(np.random.SeedSequence((seed, use)).generate_state(1, np.uint32)[0])

@@ -6,12 +6,14 @@ import lzma
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from quantizable_flax.data import iter_documents, packed_tokens, packing, pieces
+from quantizable_flax.data import cache, iter_documents, packed_tokens, packing, pieces
 from quantizable_flax.errors import UserError
 
 
@@ -168,6 +170,76 @@ def test_a_damaged_cache_is_built_again(text_config, tokenizer, damage, caplog):
     np.testing.assert_array_equal(packed_tokens(config.data, tokenizer, "train"), first)
     assert "is damaged" in caplog.text
     assert len(cache_files(config)) == 1
+
+
+def test_a_file_is_read_whole_when_its_time_is_not_its_own(text_config, tokenizer, caplog):
+    config = text_config()
+    first = np.array(packed_tokens(config.data, tokenizer, "train"))
+    (path,) = cache_files(config)
+    stamp = path.stat().st_mtime_ns
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stamp, stamp))
+    # Nothing tells of a change: its last bytes are taken as they are, not read at every start.
+    assert (packed_tokens(config.data, tokenizer, "train") != first).sum() == 1
+    assert "is damaged" not in caplog.text
+    os.utime(path)
+    np.testing.assert_array_equal(packed_tokens(config.data, tokenizer, "train"), first)
+    assert "its checksum differs" in caplog.text
+
+
+def test_a_copy_of_the_file_is_as_good(text_config, tokenizer, monkeypatch):
+    config = text_config()
+    first = np.array(packed_tokens(config.data, tokenizer, "train"))
+    (path,) = cache_files(config)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    monkeypatch.setattr(packing, "iter_documents", None)
+    np.testing.assert_array_equal(packed_tokens(config.data, tokenizer, "train"), first)
+
+
+def test_of_builds_at_the_same_time_one_reads_the_text(
+    text_config, tokenizer, documents, monkeypatch, caplog
+):
+    config = text_config()
+    reads, begun, waiting = [], threading.Event(), threading.Event()
+
+    def slow(data_cfg, split):
+        reads.append(split)
+        begun.set()
+        waiting.wait(30)
+        yield from documents
+
+    class Listener(logging.Handler):
+        def emit(self, record):
+            if f"waiting for process {os.getpid()} on" in record.getMessage():
+                waiting.set()
+
+    monkeypatch.setattr(packing, "iter_documents", slow)
+    listener = Listener()
+    cache._log.addHandler(listener)
+    with ThreadPoolExecutor(3) as pool:
+        builds = [pool.submit(packed_tokens, config.data, tokenizer, "train")]
+        begun.wait(30)
+        builds += [pool.submit(packed_tokens, config.data, tokenizer, "train") for _ in range(2)]
+        found = [build.result() for build in builds]
+    cache._log.removeHandler(listener)
+    assert waiting.is_set()
+    assert reads == ["train"]
+    for tokens_NxT in found:
+        np.testing.assert_array_equal(tokens_NxT, found[0])
+    assert len(cache_files(config)) == 1
+
+
+def test_the_lock_of_a_build_that_was_killed_is_not_in_the_way(text_config, tokenizer):
+    config = text_config()
+    first = np.array(packed_tokens(config.data, tokenizer, "train"))
+    (path,) = cache_files(config)
+    path.rename(f"{path}.lock")
+    np.testing.assert_array_equal(packed_tokens(config.data, tokenizer, "train"), first)
+    assert cache_files(config) == [path]
 
 
 def test_an_interrupted_build_leaves_nothing(text_config, tokenizer, monkeypatch):

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from quantizable_flax.data import WHOLE, Share, Task, eval_batches, train_iterator
+from quantizable_flax.data.workers import claim_shared_memory
 from quantizable_flax.errors import UserError
 
 from .batches import assert_same, take
@@ -92,15 +94,79 @@ def test_evaluation_batches_are_the_same(text_config, make_text_task):
         assert_same(left, right)
 
 
-def test_an_evaluation_that_is_left_early_ends_its_workers():
-    batches = iter(eval_batches(Numbers(), batch_size=2, workers=1))
-    first = next(batches)
-    assert len(multiprocessing.active_children()) == 1
+def pids():
+    return sorted(process.pid for process in multiprocessing.active_children())
+
+
+def test_passes_of_an_evaluation_share_their_workers():
+    workers = 2
+    batches = eval_batches(Numbers(), batch_size=4, workers=workers)
+    expected = [batch["y"].tolist() for batch in eval_batches(Numbers(), batch_size=4)]
+    first = next(iter(batches))  # and left before both have started
+    assert not pids()
+    take(batches, 2)
+    started = pids()
+    assert len(started) == workers
+    for taken in (10, 3, 0, 9, 10, 10):
+        one_pass = iter(batches)
+        found = [batch["y"].tolist() for batch in itertools.islice(one_pass, taken)]
+        assert found == expected[:taken]
+        del one_pass
+    assert pids() == started
+    # A pass within another has processes of its own.
+    outer = iter(batches)
+    assert next(outer)["y"].tolist() == expected[0]
+    assert [batch["y"].tolist() for batch in batches] == expected
+    assert [batch["y"].tolist() for batch in outer] == expected[1:]
+    assert len(pids()) == workers
     batches.close()
-    assert not multiprocessing.active_children()
+    assert not pids()
     # What a worker made is no memory of the worker.
     assert (first["x"][1] == 1).all()
     assert all(array.flags.owndata and array.flags.writeable for array in first.values())
+
+
+class Sized:
+    def __init__(self, size):
+        self._size = size
+
+    def nbytes(self):
+        return self._size
+
+
+def test_shared_memory_is_claimed_before_processes_start(tmp_path):
+    total = os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
+    found = rf"data.workers=3, found \d+ MB left in {tmp_path}; .*--shm-size=\d+m"
+    with pytest.raises(UserError, match=found):
+        claim_shared_memory(Sized(total), 3, str(tmp_path))
+    claim_shared_memory(Sized(total), 0, str(tmp_path))
+    claim_shared_memory(Sized(total), 3, str(tmp_path / "another system's"))
+
+
+def test_claims_count_together_until_their_batches_are_gone():
+    stat = os.statvfs("/dev/shm")
+    part = Sized(stat.f_bavail * stat.f_frsize * 6 // 10 // (2 * 8))  # of 2 processes, 8 each
+    other = Sized(part.nbytes())
+    claim_shared_memory(part, 2)
+    with pytest.raises(UserError, match="MB left in /dev/shm"):
+        claim_shared_memory(other, 2)
+    del part
+    claim_shared_memory(other, 2)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(signal.SIGBUS, "--shm-size"), (signal.SIGKILL, "memory runs out")],
+)
+def test_a_worker_that_dies_is_one_sentence(number, advice):
+    batches = train_iterator(Numbers(), batch_size=4, seed=0, workers=1)
+    next(batches)
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid, number)
+    with pytest.raises(UserError, match=advice) as caught:
+        take(batches, 20)
+    assert "data.workers=1" in str(caught.value)
+    batches.close()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
