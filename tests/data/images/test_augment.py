@@ -194,6 +194,7 @@ def test_the_recipe_has_every_setting():
         "image_size": 24,
         "channels": 1,
         "eval_crop": 0.9,
+        "repeats": 1,
         "rand_magnitude": 9.0,
         "erase_min_area": 0.02,
         "erase_max_area": 1 / 3,
