@@ -3,11 +3,12 @@
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from quantizable_flax.data import subword
-from quantizable_flax.data.cache import cache_dir, cache_key, write_atomically
+from quantizable_flax.data.cache import cache_dir, cache_key, one_at_a_time, write_atomically
 from quantizable_flax.data.corpora import corpora
 from quantizable_flax.data.documents import describe_documents, iter_documents
 from quantizable_flax.data.tokenizer import BYTE_BPE, WORDPIECE, Tokenizer, capped
@@ -41,10 +42,22 @@ def build_tokenizer(data_cfg: ConfigDict, kind: str = WORDPIECE) -> Tokenizer:
             )
         return loaded
     path = cache_dir(data_cfg) / f"tokenizer-{_key(data_cfg, kind)}.json"
+    kept = _kept(path)
+    if kept is None:
+        with one_at_a_time(path):
+            kept = _kept(path) or _trained(path, data_cfg, kind)  # or another process did
+    return kept
+
+
+def _kept(path: Path) -> Tokenizer | None:
+    """Returns the tokenizer of a cache file, None where it is absent or damaged."""
     try:
         return Tokenizer.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, UserError):
-        pass  # Absent or damaged: train again.
+        return None
+
+
+def _trained(path: Path, data_cfg: ConfigDict, kind: str) -> Tokenizer:
     start = time.monotonic()
     trained = _train(data_cfg, kind)
     seconds = time.monotonic() - start

@@ -90,11 +90,11 @@ class Prefetched(Iterator[Batch]):
             ) from None
 
     def rewind(self) -> bool:
-        """Goes back to the first batch; returns False where processes are still starting.
+        """Goes back to the first batch; returns False where only `close` is left.
 
-        They would be lost to Grain, so that only `close` is left.
+        So it is where processes are still starting, which Grain would lose, or have ended.
         """
-        if self._taken < self._workers:
+        if self._taken < self._workers or not self._end.alive:
             return False
         if self._taken % self._length:
             with contextlib.closing(iter(self._dataset)) as unused:
