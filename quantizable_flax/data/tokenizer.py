@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from quantizable_flax.errors import UserError
 WORDPIECE, BYTE_BPE = "wordpiece", "byte_bpe"
 # A vocabulary of some thousand pieces is settled long before this much text.
 MAX_TRAINING_CHARS = 64_000_000
+MAX_WORD = 1000  # WordPiece itself takes words of more than 100 characters for unknown
+# Ideographs are words of their own, though nothing stands between them.
+_ENDLESS = re.compile(
+    rf"[^\W\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]{{{MAX_WORD},}}"
+)
+_LONG = re.compile(rf"\S{{{MAX_WORD}}}")  # quick to rule out
 MIN_WORDPIECE_SIZE = 32
 MIN_BPE_SIZE = len(OPT_TOKENS) + len(BYTES)
 
@@ -125,13 +132,25 @@ class Tokenizer:
         a smaller vocabulary. Raises UserError for a vocabulary too small for an alphabet.
         """
         _check_size(vocab_size, MIN_WORDPIECE_SIZE)
-        return cls(subword.train_word_piece(list(capped(documents)), vocab_size, lowercase))
+        return cls(subword.train_word_piece(_for_training(documents), vocab_size, lowercase))
 
     @classmethod
     def train_byte_bpe(cls, documents: Iterable[str], vocab_size: int) -> "Tokenizer":
         """Returns a byte-level BPE with OPT's special tokens; otherwise as `train_wordpiece`."""
         _check_size(vocab_size, MIN_BPE_SIZE)
-        return cls(subword.train_byte_bpe(list(capped(documents)), vocab_size))
+        return cls(subword.train_byte_bpe(_for_training(documents), vocab_size))
+
+
+def _for_training(documents: Iterable[str]) -> list[str]:
+    return [without_endless_words(text) for text in capped(documents)]
+
+
+def without_endless_words(text: str) -> str:
+    """Returns a text without its runs of MAX_WORD word characters and more.
+
+    No vocabulary needs them, and to find its pieces in them takes the square of their length.
+    """
+    return _ENDLESS.sub(" ", text) if _LONG.search(text) else text
 
 
 def capped(documents: Iterable[str], corpora: int = 1) -> Iterator[str]:

@@ -150,5 +150,6 @@ class TensorReader:
         if left:
             raise UserError(
                 f"{len(left)} tensors have no place in the configured model, the first is "
-                f"{left[0]!r}: check model.num_layers and model.attention.gate."
+                f"{left[0]!r}: check model.num_layers and model.attention.gate, or leave out what "
+                "the model does not use."
             )

@@ -1,5 +1,6 @@
 """What stands beside the arrays of a checkpoint, and where a workdir is."""
 
+import os
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -31,8 +32,16 @@ def absolute(path: str) -> epath.Path:
     """Returns a local path made absolute, as Orbax needs it, or a bucket's (gs://...) as it is.
 
     Raises:
-      UserError: a bucket, and the package that reaches it is not installed.
+      UserError: a bucket, and the package that reaches it is not installed; or a path that is not
+        Unicode in the locale of this process, which no library would find.
     """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:  # bytes that the locale of this process does not know
+        raise UserError(
+            f"the path {os.fsencode(path).decode('utf-8', 'replace')} cannot be spelled in the "
+            "locale of this process: set PYTHONUTF8=1, or choose a path of ASCII letters."
+        ) from error
     try:
         epath.Path(path).exists()
     except (ImportError, KeyError) as error:

@@ -10,7 +10,10 @@ import pytest
 
 from quantizable_flax.data import Tokenizer, build_tokenizer
 from quantizable_flax.data.subword import BERT_TOKENS
+from quantizable_flax.data.tokenizer import without_endless_words
 from quantizable_flax.errors import UserError
+
+from .conftest import random_documents
 
 ROOT = Path(__file__).parents[2]
 TEXT = ["The quick brown fox, won't jump!", "Zürich 日本語 — Straße", "[MASK] is spelled out"]
@@ -177,3 +180,14 @@ def test_a_folder_without_a_tokenizer(tmp_path):
 def test_a_vocabulary_too_small(documents):
     with pytest.raises(UserError, match="at least 32, found 10"):
         Tokenizer.train_wordpiece(documents, vocab_size=10)
+
+
+def test_endless_words_take_no_part_in_training():
+    """Their pieces take the square of their length to find: a megabyte would take hours."""
+    endless, ideographs = "abcdefghij" * 100, "\u4e2d\u6587" * 600
+    ordinary = f"{'x' * 999} https://example.com/{'a/' * 500} {'= ' * 600}{ideographs}"
+    assert without_endless_words(ordinary) == ordinary
+    assert without_endless_words(f"one {endless}, two{endless}.") == "one  ,  ."
+    texts = random_documents(200)
+    trained = Tokenizer.train_wordpiece([*texts, endless * 1000], 160)
+    assert trained.to_json() == Tokenizer.train_wordpiece(texts, 160).to_json()

@@ -41,8 +41,8 @@ def test_one_program_serves_all_sites(monkeypatch):
     model, params = small_model("bert")
     batch, steps = small_batch("bert"), []
 
-    def make(model):
-        steps.append(make_switched_step(model))
+    def make(model, sites):
+        steps.append(make_switched_step(model, sites))
         return steps[-1]
 
     monkeypatch.setattr(module, "make_switched_step", make)

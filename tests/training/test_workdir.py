@@ -10,6 +10,7 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from quantizable_flax.errors import UserError
+from quantizable_flax.loading import load_run
 from quantizable_flax.training.loop import train
 from quantizable_flax.training.workdir import check_writable
 from tests.tiny import tiny_config
@@ -59,3 +60,12 @@ def test_a_file_in_the_way(tmp_path):
 def test_nothing_is_left_behind(tmp_path):
     check_writable(epath.Path(tmp_path / "not" / "there" / "yet"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_the_locale_cannot_spell_is_said_to_be_that():
+    """Its checkpoints are sound, but no library would find them."""
+    path = "runs/m\u00fcde".encode().decode("ascii", "surrogateescape")
+    with pytest.raises(
+        UserError, match=r"the path runs/m\u00fcde cannot be spelled .* PYTHONUTF8=1"
+    ):
+        load_run(path)

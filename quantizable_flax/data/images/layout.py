@@ -165,5 +165,5 @@ def _no_images(container: Container, folder: str, others: dict[str, str]) -> Use
     found = f"only files such as {others[folder]}" if folder in others else "none"
     return UserError(
         f"expected images ({', '.join(EXTENSIONS)}) in the class folder "
-        f"{container.describe(folder)}, found {found}; add images or remove the folder"
+        f"{container.describe(folder)}, found {found}; add or convert images or remove the folder"
     )

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.data.fingerprint import sample
 from quantizable_flax.data.images.augment import AugmentImage, PrepareImage, make_recipe
+from quantizable_flax.data.images.decode import UnreadableImageError, load_image, open_image
 from quantizable_flax.data.images.pool import Pool, normalised
 from quantizable_flax.data.images.sources import Dataset, open_validation_files, opener
 from quantizable_flax.data.images.stand_ins import CHOICES, TrainingImages
@@ -57,7 +58,17 @@ class ImageTask(Task):
         """Checksums of the names of the images, in their order, and of the content of some."""
         source = self.source("train")
         names = zlib.crc32(self._train.positions_N.tobytes())
-        return {"examples": len(source), "content": names, "sample": sample(source)}
+        checksums = sample(source, self._is_readable)
+        return {"examples": len(source), "content": names, "sample": checksums}
+
+    def _is_readable(self, element: dict[str, Any]) -> bool:
+        size = self._recipe.image_size
+        try:
+            image = open_image(element["image"], element["name"])
+            load_image(image, self._recipe.channels, element["name"], (size, size))
+        except UnreadableImageError:
+            return False
+        return True
 
     def source(self, split: str) -> Source:
         """Returns the labelled, still encoded images of "train" or "validation".
