@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from jax import export
 
 from quantizable_flax import QuantSpec, build_model, calibrate, to_int8, with_quant
@@ -16,7 +17,7 @@ from quantizable_flax.generation import Sampling, generate
 from quantizable_flax.ptq.sensitivity import make_switched_step
 from quantizable_flax.ptq.smoothquant import smooth
 from quantizable_flax.quantization import estimators
-from quantizable_flax.quantization.calibration import make_calibrate_step, unknown_ranges
+from quantizable_flax.quantization.calibration import calibrate_step, unknown_ranges
 from quantizable_flax.training.optimizer import make_optimizer
 from quantizable_flax.training.qat import learns_ranges, model_to_train
 from quantizable_flax.training.sharding import make_mesh
@@ -96,9 +97,12 @@ def test_calibration_and_evaluation_compute_in_float32(family, scheme):
     with jax.enable_x64(True):
         ranges = unknown_ranges(model, params, batch)
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(ranges)} <= KNOWN
-        assert_float32(make_calibrate_step(model), params, ranges, batch)
+        calibrate = functools.partial(calibrate_step, model, switches={})
+        assert_float32(calibrate, params, ranges, batch)
         assert_float32(make_eval_step(model, outlier_sites(config)), params, ranges, batch)
-        assert_float32(make_switched_step(model), params, ranges, {}, batch)
+        sites = ["/".join(path[:-1]) for path in traverse_util.flatten_dict(ranges)]
+        on_S = np.ones(len(sites), bool)
+        assert_float32(make_switched_step(model, sites), params, ranges, on_S, batch)
 
 
 @pytest.mark.parametrize("estimator", ["minmax", "mse", "mse_last"])

@@ -84,7 +84,9 @@ def test_trajectory_matches_the_original(name):
 def test_decayed_parameters_are_those_of_the_original(name):
     file = golden(name)
     config, start = config_of(file), file.group("w0")
-    filled = {key: np.full(w.shape, key in file.config["decayed"]) for key, w in start.items()}
+    filled = {
+        key: np.full(w.shape, key in file.config["decayed"], np.float32) for key, w in start.items()
+    }
     config.optimizer.update({"weight_decay": 0.5, "learning_rate": 1.0, "warmup_steps": 0})
     config.optimizer.decay_layer_norm = file.config["wd_LN_gamma"]  # OPT's, not BERT's
     optimizer = make_optimizer(config, 10)

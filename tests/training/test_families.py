@@ -203,7 +203,7 @@ def test_more_data_than_the_run_began_with_is_refused(tmp_path):
         Image.new("L", (8, 8), i).save(tmp_path / "images" / "dog" / f"new{i}.png")
     with config.unlocked():
         config.train.steps = 8
-    with pytest.raises(UserError, match=r"expected the \d+ training examples .* found \d+"):
+    with pytest.raises(UserError, match=r"a run on \d+ images where the data now have \d+"):
         train(config, str(tmp_path / "run"))
 
 
