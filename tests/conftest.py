@@ -1,5 +1,6 @@
 """Settings of every test: repeatable property tests, compilation shared."""
 
+import gc
 import os
 import tempfile
 
@@ -14,3 +15,7 @@ import hypothesis  # noqa: E402
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("repeatable")
+
+# Traced programs stay in JAX's caches: to look through millions of objects for garbage again and
+# again would take a good part of the time.
+gc.set_threshold(100_000, 50, 1000)

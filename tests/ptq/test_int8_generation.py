@@ -17,7 +17,12 @@ NEW = 6
     ("attention", "sizes", "spec"),
     [
         ({"softmax": "clipped", "gamma": -0.1, "gate": "linear"}, {"num_layers": 2}, {}),
-        ({}, {"pre_layer_norm": False, "embed_size": 16}, {"activation_ranges": "token"}),
+        pytest.param(
+            {},
+            {"pre_layer_norm": False, "embed_size": 16},
+            {"activation_ranges": "token"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_tokens_are_those_of_the_simulation(attention, sizes, spec):

@@ -121,7 +121,7 @@ def interrupted(workdir, copy) -> None:
     (copy / "metrics.jsonl").unlink()
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_two_hosts_are_continued_by_any_number(alone, two, tmp_path, count):
     folder, run = alone
     interrupted(two, tmp_path / "run")
@@ -135,7 +135,10 @@ def test_two_hosts_are_continued_by_any_number(alone, two, tmp_path, count):
         assert_bitwise_equal(arrays(tmp_path / "run", 20), arrays(two, 20))
 
 
-@pytest.mark.parametrize(("number", "target"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+@pytest.mark.parametrize(
+    ("number", "target"),
+    [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow)],
+)
 def test_a_signal_to_one_process_stops_all_at_the_same_saved_step(alone, tmp_path, number, target):
     folder, _ = alone
     hosts = start(folder, tmp_path / "run", 2, train__steps=1_000_000, optimizer__decay_steps=20)

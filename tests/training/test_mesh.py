@@ -37,7 +37,7 @@ def on_eight_devices(*arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("family", ["bert", "opt", "vit"])
+@pytest.mark.parametrize("family", ["bert", "opt", pytest.param("vit", marks=pytest.mark.slow)])
 def test_any_mesh_trains_as_one_device(tmp_path, family):
     curves = on_eight_devices("curves", str(tmp_path), family)
     assert curves["one"][-1] < curves["one"][0]
