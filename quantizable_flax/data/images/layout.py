@@ -162,8 +162,10 @@ def _empty_folders(
 
 
 def _no_images(container: Container, folder: str, others: dict[str, str]) -> UserError:
-    found = f"only files such as {others[folder]}" if folder in others else "none"
+    found, advice = "none", "add images"
+    if folder in others:
+        found, advice = f"only files such as {others[folder]}", "add images, converted if need be,"
     return UserError(
         f"expected images ({', '.join(EXTENSIONS)}) in the class folder "
-        f"{container.describe(folder)}, found {found}; add or convert images or remove the folder"
+        f"{container.describe(folder)}, found {found}; {advice} or remove the folder"
     )
