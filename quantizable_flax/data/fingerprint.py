@@ -28,8 +28,13 @@ def _checksum(element: Mapping[str, Any]) -> int:
     return zlib.crc32(content, int(element["label"]))
 
 
-def difference(saved: Mapping[str, Any], found: Mapping[str, Any], unit: str) -> str | None:
-    """Returns what tells the data of a run from those found, for a message; None if they agree.
+RESTORE = "bring those back, under the same names and in the same order"
+
+
+def difference(
+    saved: Mapping[str, Any], found: Mapping[str, Any], unit: str
+) -> tuple[str, str] | None:
+    """Returns what tells the data of a run from those found, and what to do; None if they agree.
 
     Args:
       saved: `Task.fingerprint` when the run began, also from JSON.
@@ -42,16 +47,18 @@ def difference(saved: Mapping[str, Any], found: Mapping[str, Any], unit: str) ->
     if None not in pythons and pythons[0] != pythons[1]:
         return (
             f"the embedded corpus of Python {pythons[0]}, which is another in this Python "
-            f"{pythons[1]}"
+            f"{pythons[1]}",
+            f"continue it under Python {pythons[0]}",
         )
-    if saved["examples"] != found["examples"]:
-        return f"{saved['examples']} {unit} where the data now have {found['examples']}"
-    return f"{saved['examples']} {unit} where the data now have others, or another order of them"
+    others = found["examples"]
+    if saved["examples"] == others:
+        others = "others, or another order of them"
+    return f"{saved['examples']} {unit} where the data now have {others}", RESTORE
 
 
 def _same_content(saved: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
     if saved.get("content") != found.get("content"):
         return False
-    pairs = zip(saved.get("sample", ()), found.get("sample", ()), strict=True)
+    pairs = zip(saved.get("sample", ()), found.get("sample", ()), strict=False)
     # One that cannot be read is named when training comes to it.
     return all(None in pair or pair[0] == pair[1] for pair in pairs)

@@ -26,10 +26,8 @@ def check(info: Mapping[str, Any], task: Task, workdir: epath.Path) -> None:
     found = difference(saved, task.fingerprint, task.unit)
     if found is None:
         return
-    advice = "bring those back, under the same names and in the same order"
-    if "Python" in found:
-        advice = f"continue it under Python {saved['python']}"
-    raise UserError(f"{workdir} holds a run on {found}: {advice}, or give a new --workdir.")
+    told, advice = found
+    raise UserError(f"{workdir} holds a run on {told}: {advice}, or give a new --workdir.")
 
 
 def agree(key: str, old: Mapping[str, Any], new: Mapping[str, Any], *, data_known: bool) -> bool:
