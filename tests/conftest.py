@@ -5,11 +5,13 @@ import os
 import tempfile
 
 # One cache for this process and the command lines that it starts: most tests compile the same
-# few programs. It must be in the environment before jax is imported.
-_cache = tempfile.TemporaryDirectory(prefix="quantizable_flax_tests")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-os.environ["XDG_CACHE_HOME"] = _cache.name
+# few programs. It must be in the environment before jax is imported. Workers of pytest-xdist find
+# there the one of the process that started them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="quantizable_flax_tests")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["XDG_CACHE_HOME"] = _cache.name
 
 import hypothesis  # noqa: E402
 

@@ -234,7 +234,7 @@ def test_other_sequence_length_keeps_the_trained_gamma(tmp_path):
 
 def test_model_keys_cannot_be_overridden(trained):
     with pytest.raises(UserError, match=r"config.model.num_layers cannot be changed"):
-        override_run(trained, ["--config.model.num_layers=1"])
+        override_run(trained, ["--config.model.num_layers=2"])
 
 
 def test_bfloat16_runs_are_evaluated_in_float32(trained):

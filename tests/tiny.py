@@ -18,7 +18,7 @@ def write_text(path, documents: int = 400, seed: int = 0) -> str:
 
 SHARED = {
     "model.hidden_size": 16,
-    "model.num_layers": 2,
+    "model.num_layers": 1,
     "model.num_heads": 2,
     "model.intermediate_size": 32,
     "model.initializer_range": 0.02,
@@ -41,7 +41,7 @@ SHARED = {
 
 
 def overrides(tmp_path, family: str = "bert") -> dict:
-    """Keys of a two-layer model of width 16: on the text of `write_text`, or on the digits."""
+    """Keys of a one-layer model of width 16: on the text of `write_text`, or on the digits."""
     if family == "vit":
         return {
             **SHARED,

@@ -1,5 +1,6 @@
 """A small model of any family, simulated and on integers, and its inputs."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -38,8 +39,14 @@ class Case(NamedTuple):
 
 
 def _run(model, variables, inputs, options):
-    # As arguments of the program, or XLA would fold the weights into constants.
-    return jax.device_get(jax.jit(lambda v, *a: model.apply(v, *a, **options))(variables, *inputs))
+    # Options are few and plain: models that are equal share their program.
+    return jax.device_get(_program(model, variables, inputs, tuple(options.items())))
+
+
+# Variables are arguments of the program, or XLA would fold the weights into constants.
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _program(model, variables, inputs, options):
+    return model.apply(variables, *inputs, **dict(options))
 
 
 def make_case(

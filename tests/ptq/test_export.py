@@ -42,7 +42,10 @@ np.save(sys.argv[3], jax.jit(model.apply)({"params": params}, *inputs.values()))
 
 def trained(folder, family: str):
     """The workdir of a run of a few steps."""
-    config = tiny_config(folder, family, train__steps=10, checkpoint__every=10)
+    layers = 2 if family == "opt" else 1
+    config = tiny_config(
+        folder, family, model__num_layers=layers, train__steps=10, checkpoint__every=10
+    )
     train(config, str(folder / "run"))
     return folder / "run"
 

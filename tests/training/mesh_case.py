@@ -35,8 +35,6 @@ COLLECTIVE = re.compile(
 
 def mesh_config(tmp_path, family: str, mesh: str | None = None, **changes):
     """A gated model whose heads, vocabulary and tokens every mesh here divides."""
-    layers = 2 if family == "opt" else 1  # the other families stack theirs in the same way
-    changes |= {"model__num_layers": layers}
     changes |= {**NO_DROPOUT, "model__attention__gate": "linear", "model__num_heads": 4}
     if family == "vit":
         changes["model__num_registers"] = 3  # eight tokens
@@ -60,7 +58,8 @@ def curves(tmp_path, family: str) -> dict[str, list[float]]:
 def program(tmp_path, family: str, mesh: str) -> dict[str, list]:
     """Shapes of the compiled step: of all arrays, and (kind, result) of its collectives."""
     every = {"model__max_predictions": 0} if family == "bert" else {}
-    config = mesh_config(tmp_path, family, mesh, **every)
+    layers = 2 if family == "opt" else 1
+    config = mesh_config(tmp_path, family, mesh, model__num_layers=layers, **every)
     devices, model = make_mesh(config.mesh), build_model(config)
     optimizer = make_optimizer(config, 80)
     batch = put_batch(random_batch(config, np.random.default_rng(0)), devices)

@@ -51,7 +51,7 @@ def test_the_model_brings_its_metric_and_items(finished):
         assert training[0]["labels"] == 8
     assert all(row[f"{unit}_per_second"] > 0 for row in training)
     assert all(0 <= row["input_share"] <= 1 for row in training)
-    assert lines(workdir, "telemetry")[0]["layer_1/ffn_residual:inf_norm"] > 0
+    assert lines(workdir, "telemetry")[0]["layer_0/ffn_residual:inf_norm"] > 0
 
 
 def test_learning_rate_is_logged(finished):

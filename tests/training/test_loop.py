@@ -23,6 +23,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = tiny_config(
         folder,
+        model__num_layers=2,
         train__eval_every=40,
         train__telemetry_every=40,
         model__attention__softmax="clipped",

@@ -24,7 +24,6 @@ from tests.tiny import tiny_config
 from tests.training.test_resume import assert_bitwise_equal, saved
 
 DIGITS = {
-    "model__num_layers": 1,
     "model__patch_size": 2,
     "model__label_smoothing": 0.0,
     "model__mixup_alpha": 0.0,

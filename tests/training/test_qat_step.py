@@ -26,7 +26,7 @@ from tests.training.test_step import NO_DROPOUT, random_batch
 
 def bert_state(tmp_path, mode: str, devices=None, **changes):
     """(model, state with calibrated ranges, step function, a batch, mesh)."""
-    keys = {"quant__train": True, "model__num_layers": 1, **NO_DROPOUT, **MODES[mode], **changes}
+    keys = {"quant__train": True, **NO_DROPOUT, **MODES[mode], **changes}
     config = tiny_config(tmp_path, **keys)
     mesh = make_mesh(config.mesh, devices)
     model, optimizer = qat.model_to_train(config), make_optimizer(config, 80)

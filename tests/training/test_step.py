@@ -84,13 +84,15 @@ def test_rematerialisation_changes_nothing_but_what_is_kept(tmp_path, family, re
 
 
 def test_rematerialisation_computes_products_again(tmp_path):
+    layers = 2
     products = {
-        remat: lowered_step(tiny_config(tmp_path, "opt", train__remat=remat)).count("dot_general")
+        remat: lowered_step(
+            tiny_config(tmp_path, "opt", model__num_layers=layers, train__remat=remat)
+        ).count("dot_general")
         for remat in ("none", "dots", "full")
     }
     # A layer has two products of activations, which "dots" computes again, and six with weights.
     # The result of the last of them is in nobody's gradient.
-    layers = 2
     assert products["dots"] - products["none"] == layers * 2
     assert products["full"] - products["none"] == layers * (2 + 6 - 1)
 
