@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from quantizable_flax.quantization.aqt_backend import affine_codes
 from quantizable_flax.quantization.grid import MIN_MAX, Grid, make_grid, symmetric_bounds
+from quantizable_flax.quantization.tensor import affine_codes
 
 GRID = "grid"  # name of a site's parameters
 

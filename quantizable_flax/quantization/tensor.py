@@ -3,16 +3,28 @@
 import dataclasses
 import string
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from quantizable_flax.quantization import aqt_backend
 from quantizable_flax.quantization.grid import Grid, rounded
 
 Move = Callable[[jax.Array], jax.Array]
+
+
+def _aqt() -> ModuleType:
+    # Imported when the first tensor is rounded: attention in floating point needs no AQT.
+    from quantizable_flax.quantization import aqt_backend
+
+    return aqt_backend
+
+
+def affine_codes(x: jax.Array, grid: Grid) -> jax.Array:
+    """Rounds x, in steps of the grid, to its codes: float32, with straight-through gradients."""
+    return _aqt().affine_codes(x, grid)
 
 
 @struct.dataclass
@@ -57,7 +69,7 @@ class Quantized:
 
     def values(self) -> jax.Array:
         """The numbers that the codes stand for."""
-        return aqt_backend.dequantize(self.centred(), self.scale, self.dtype)
+        return _aqt().dequantize(self.centred(), self.scale, self.dtype)
 
     def with_codes(self, codes: jax.Array) -> "Quantized":
         """Other codes on the same grid, which must have no axes of its own."""
@@ -110,7 +122,7 @@ def quantize(x: jax.Array, grid: Grid, *, wide: bool = True) -> Quantized:
 
     `wide` is False for a grid of at most 8 bits, see `Quantized`.
     """
-    codes = aqt_backend.affine_codes(x.astype(jnp.float32) / grid.scale, grid)
+    codes = affine_codes(x.astype(jnp.float32) / grid.scale, grid)
     return Quantized(codes - grid.zero_point, grid.scale, dtype=x.dtype, wide=wide)
 
 
@@ -120,7 +132,7 @@ def quantize_int8(x: jax.Array, grid: Grid) -> Quantized:
     The shift keeps codes in int8: products of unsigned by signed bytes are slow on CPUs.
     """
     grid = _signed(grid)
-    codes = aqt_backend.affine_codes(x.astype(jnp.float32) / grid.scale, grid)
+    codes = affine_codes(x.astype(jnp.float32) / grid.scale, grid)
     zero_point = grid.zero_point.astype(jnp.int32)
     return Quantized(codes.astype(jnp.int8), grid.scale, zero_point, dtype=x.dtype)
 
@@ -212,7 +224,7 @@ def _factor(x: Tensor, dtype: Any) -> jax.Array:
 def _integer_product(equation: str, x: Quantized, y: Quantized) -> jax.Array:
     """`sum (q_x - z_x)(q_y - z_y)` in int32: the zero points leave the sum as corrections."""
     left, right, out = equation.replace("->", ",").split(",")
-    total = aqt_backend.integer_einsum(equation, x.codes, y.codes)
+    total = _aqt().integer_einsum(equation, x.codes, y.codes)
     contracted = [letter for letter in left if letter not in out]
     length = 1
     for letter in contracted:
