@@ -1,7 +1,6 @@
 """Bytes and FLOPs of compiled programs: of known texts, and of programs whose cost is known."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from quantizable_flax.aot import collectives, hlo, hlo_cost
 from tests.aot.hlo_texts import DEVICES, FUSED, LOOP, ROWS, SIZE
+from tests.training.hosts import with_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,15 +97,10 @@ def test_sizes_of_types():
 
 
 def test_real_programs_send_what_the_formulas_say():
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
     done = subprocess.run(
         [sys.executable, "-m", "tests.aot.hlo_texts"],
         cwd=ROOT,
-        env=environment,
+        env=with_devices(8),
         capture_output=True,
         text=True,
     )

@@ -48,14 +48,18 @@ def specs(draw, family: str) -> QuantSpec:
     )
 
 
+# Each example compiles four programs: `make soak` draws more, none makes a failure smaller.
+@pytest.mark.parametrize("examples", [2, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", SIZES)
-# Each example compiles four programs: none is spent on making a failure smaller.
-@hypothesis.settings(max_examples=4, phases=(hypothesis.Phase.generate,))
-@hypothesis.given(data=st.data())
-def test_integers_give_the_logits_of_the_simulation(family, data):
-    spec = data.draw(specs(family))
-    attention, sizes = (data.draw(st.sampled_from(x)) for x in (ATTENTION, SIZES[family]))
-    check_agreement(make_case(family, spec, attention, **sizes), *inputs_of(family))
+def test_integers_give_the_logits_of_the_simulation(family, examples):
+    @hypothesis.settings(max_examples=examples, phases=(hypothesis.Phase.generate,))
+    @hypothesis.given(data=st.data())
+    def check(data):
+        spec = data.draw(specs(family))
+        attention, sizes = (data.draw(st.sampled_from(x)) for x in (ATTENTION, SIZES[family]))
+        check_agreement(make_case(family, spec, attention, **sizes), *inputs_of(family))
+
+    check()
 
 
 @pytest.mark.parametrize(

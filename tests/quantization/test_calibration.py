@@ -29,9 +29,10 @@ MODELS = [name.removeprefix("quant_") for name in golden_names("quant_*")]
 
 
 # A case compiles for seconds, the original's search of activation ranges three times as long. The
-# other slow ones differ in numbers alone, and so do most cases of the models that are not vanilla:
-# `make soak` runs all of them.
-SLOW = {"w8a8_mse", "w6a8_mse", "w4a8_mse", "w8a8_mse_fp32_head", "w8a8_actmse_4b"}
+# other slow ones differ from one that is not in numbers alone, or in the family. `make soak` runs
+# all of them.
+SLOW = {"w8a8_mse", "w6a8_mse", "w4a8_mse", "w8a8_mse_fp32_head", "w8a8_actmse_4b", "w8_only"}
+FAST = {"opt_vanilla": {"w8a8_minmax", "w8a8_mse_int16_all_LN", "w8a8_mse_int16_final_LN"}}
 
 
 def cases() -> list:
@@ -39,8 +40,9 @@ def cases() -> list:
     found = []
     for model in MODELS:
         for name in golden(f"quant_{model}").config["cases"]:
-            vanilla = model.endswith("_vanilla")
-            slow = name in SLOW if vanilla else name != "w8a8_minmax"
+            slow = name in SLOW
+            if model != "bert_vanilla":
+                slow = name not in FAST.get(model, {"w8a8_minmax"})
             marks = (pytest.mark.slow,) if slow else ()
             found.append(pytest.param((model, name), id=f"{model}-{name}", marks=marks))
     return found

@@ -107,7 +107,9 @@ def test_search_in_the_last_batch_matches(name):
         loss(last, *pair, bits, symmetric) for pair in ((state.min, state.max), ends(name, 3))
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-3)  # measured 7e-5
-    np.testing.assert_allclose((state.min, state.max), ends(name, 3), rtol=1e-3)
+    # The loss is flat there: the last bit of a sum moves the ends. Measured 1.7e-4, and 1.7e-3 with
+    # the machine code that tests run.
+    np.testing.assert_allclose((state.min, state.max), ends(name, 3), rtol=5e-3)
 
 
 @pytest.mark.parametrize("name", ["mse_grid_asym4", "mse_golden_asym8"])

@@ -31,6 +31,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def with_devices(count: int) -> dict[str, str]:
+    """The environment of a process with so many virtual CPU devices."""
+    return os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count)}
+
+
 def slurm_variables(count: int, index: int, port: int) -> dict[str, str]:
     """What `srun` sets, as far as JAX reads it."""
     return {
@@ -90,13 +95,12 @@ class Hosts:
             ]
             named = named if joining == "flags" else []
             variables = slurm_variables(count, index, port) if joining == "slurm" else {}
-            cpu = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
             with self._file(index, "err").open("w") as err, self._file(index, "out").open("w") as o:
                 self.processes.append(
                     subprocess.Popen(
                         [sys.executable, *command, *each(index), *named],
                         cwd=ROOT,
-                        env=os.environ | cpu | variables,
+                        env=with_devices(devices) | variables,
                         stdout=o,
                         stderr=err,
                     )

@@ -225,7 +225,7 @@ def test_asynchronous_save_is_not_overwritten_by_donated_steps(finished, tmp_pat
     # Saving at every step while the next step donates the buffers: every checkpoint must hold the
     # state of its own step, which a run that saves only once tells.
     folder, whole = finished
-    config = tiny_config(folder, **DROPOUT, checkpoint__every=1, checkpoint__keep=100)
+    changes = {**DROPOUT, "train__steps": 40, "optimizer__decay_steps": 80}
+    config = tiny_config(folder, **changes, checkpoint__every=1, checkpoint__keep=100)
     train(config, str(tmp_path))
-    for step in (40, 80):
-        assert_bitwise_equal(saved(tmp_path, step), saved(whole, step))
+    assert_bitwise_equal(saved(tmp_path, 40), saved(whole, 40))
