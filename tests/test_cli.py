@@ -5,31 +5,22 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.programs import ROOT, assert_mistake, run
 from tests.test_terminal import ASCII
 from tests.tiny import flags, write_text
 
-ROOT = Path(__file__).parents[1]
 CLIPPED = "--config=configs/quickstart.py:clipped"
 
 
-def run(program: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, program, *map(str, arguments)]
+def run_with(variables: dict[str, str], *command: str) -> subprocess.CompletedProcess:
+    """In a new interpreter, with environment variables of its own."""
     env = os.environ | variables
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
-
-
-def assert_mistake(done: subprocess.CompletedProcess, *parts: str) -> None:
-    """One sentence on stderr's last line, no stack trace, exit status 2."""
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    for part in parts:
-        assert part in last
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=env
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +36,8 @@ def folder(tmp_path_factory):
 
 
 def test_eval_writes_table_json_and_markdown(folder, tmp_path):
-    done = run(
+    done = run_with(
+        ASCII,
         "eval.py",
         f"--workdir={folder / 'run'}",
         f"--workdir={folder / 'run' / 'checkpoints' / '40'}",
@@ -54,7 +46,6 @@ def test_eval_writes_table_json_and_markdown(folder, tmp_path):
         f"--json={tmp_path / 'out' / 'rows.json'}",
         f"--markdown={tmp_path / 'rows.md'}",
         f"--report={tmp_path / 'report.html'}",
-        **ASCII,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()

@@ -5,16 +5,14 @@ import importlib
 import re
 import shlex
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from quantizable_flax.config import default_config
 from quantizable_flax.defaults import FAMILIES
+from tests.programs import ROOT, run
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OPERATORS = {";", "&&", "||", "|", "&", "(", ")", ";;", ">", "<", ">&"}
@@ -73,9 +71,7 @@ CALLS = [
 def flags_of(name: str) -> set[str]:
     """Flags that a program knows, from its own help."""
     for option in ("--helpfull", "--help"):  # absl, argparse
-        done = subprocess.run(
-            [sys.executable, *name.split(), option], cwd=ROOT, capture_output=True, text=True
-        )
+        done = run(name.removeprefix("-m "), option)
         found = set(re.findall(r"--(?:\[no\])?(\w+)", done.stdout))
         if found:
             return found

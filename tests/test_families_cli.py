@@ -2,11 +2,10 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 
-from tests.test_cli import ROOT, assert_mistake, run
+from tests.programs import assert_mistake, run
 from tests.tiny import flags
 
 
@@ -29,8 +28,7 @@ def runs(tmp_path_factory):
 
 
 def generate(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "quantizable_flax.generate", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return run("quantizable_flax.generate", *arguments)
 
 
 def test_one_table_and_report_of_all_families(runs, tmp_path):

@@ -15,7 +15,7 @@ from quantizable_flax.evaluator import Evaluator
 from quantizable_flax.loading import load_run
 from quantizable_flax.ptq.settings import parse_setting
 from quantizable_flax.training.loop import train
-from tests.test_cli import ROOT, assert_mistake, run
+from tests.programs import ROOT, assert_mistake, run
 from tests.tiny import tiny_config
 
 # Runs a program with nothing but JAX and numpy.
