@@ -1,5 +1,7 @@
 """Learned grids: their gradients against the formula, how they begin, and where they are kept."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,11 @@ def test_learning_begins_with_the_calibrated_grid(ends, symmetric):
         np.testing.assert_array_equal(actual, expected)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def losses(model, variables, batch):
+    return model.apply(variables, batch, method="loss").loss
+
+
 @pytest.fixture(scope="module")
 def learned():
     """(quantized model, its float params, its ranges, params with grids, a batch)."""
@@ -99,14 +106,19 @@ def learned():
     model = with_quant(model, QuantSpec(weight_per_channel=True, head=True))
     batch = small_batch("opt")
     ranges = calibrate(model, params, [batch])
-    return model, params, ranges, with_grids(model, params, ranges), batch
+    return (
+        model,
+        params,
+        ranges,
+        jax.jit(with_grids, static_argnums=0)(model, params, ranges),
+        batch,
+    )
 
 
 def test_model_with_grids_is_the_calibrated_model_without_ranges(learned):
     model, params, ranges, grids, batch = learned
-    expected = model.apply({"params": params, "ranges": ranges}, batch, method="loss")
-    actual = model.apply({"params": grids}, batch, method="loss")
-    np.testing.assert_array_equal(actual.loss, expected.loss)
+    expected = losses(model, {"params": params, "ranges": ranges}, batch)
+    np.testing.assert_array_equal(losses(model, {"params": grids}, batch), expected)
     assert jax.tree.structure(without_grids(grids)) == jax.tree.structure(params)
     dense = grids["layer_0"]["ffn_in"]
     assert set(dense["output"]["grid"]) == {"scale", "zero"}
@@ -122,7 +134,6 @@ def test_grids_are_never_decayed(learned):
 
 def test_learned_grids_are_served_in_int8(learned):
     model, _, _, grids, batch = learned
-    expected = model.apply({"params": grids}, batch, method="loss").loss
+    expected = losses(model, {"params": grids}, batch)
     served, stored = to_int8(model, grids, {})
-    actual = served.apply({"params": stored}, batch, method="loss").loss
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    np.testing.assert_allclose(losses(served, {"params": stored}, batch), expected, rtol=1e-5)

@@ -22,7 +22,6 @@ STEPS = 20
 CHUNK = 4
 VOCAB = 304  # a multiple of every tensor axis here, and no other size
 MESHES = {
-    "data": {"data": 8},
     "fsdp": {"data": 1, "fsdp": 8},
     "tensor": {"data": 2, "tensor": 4},
     "sequence": {"data": 2, "sequence": 4},
@@ -50,7 +49,7 @@ def curves(tmp_path, family: str) -> dict[str, list[float]]:
     """The loss of each step on one device and on every mesh."""
     one = losses(mesh_config(tmp_path, family), STEPS, jax.devices()[:1])
     # Each axis alone is tried with one family.
-    names = MESHES if family == "opt" else ["tensor", "mixed"]
+    names = MESHES if family == "opt" else ["mixed"]
     others = {name: losses(mesh_config(tmp_path, family, name), STEPS) for name in names}
     return {name: values for name, (values, _) in {"one": one, **others}.items()}
 
