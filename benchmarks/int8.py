@@ -19,10 +19,10 @@ import numpy as np
 from absl import app, flags
 
 from quantizable_flax.config import default_config
-from quantizable_flax.defaults import FAMILIES
-from quantizable_flax.models.registry import build_model, with_config, with_quant
+from quantizable_flax.config.defaults import FAMILIES
+from quantizable_flax.models.build import build_model, with_config, with_quant
+from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.ptq.int8 import size_in_bytes, to_int8
-from quantizable_flax.quantization.calibration import calibrate
 from quantizable_flax.quantization.sites import RANGES
 from quantizable_flax.quantization.spec import QuantSpec, parse_setup
 

@@ -19,9 +19,9 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.step_cost import configure
 from quantizable_flax.aot.topology import devices_of, prepare
-from quantizable_flax.models.layers import REMAT
+from quantizable_flax.models.build import build_model
 from quantizable_flax.models.opt import OptLayer
-from quantizable_flax.models.registry import build_model
+from quantizable_flax.models.transformer import REMAT
 
 
 def make_programs(options: argparse.Namespace) -> dict:

@@ -17,13 +17,13 @@ import jax
 import numpy as np
 
 from quantizable_flax.config import default_config
-from quantizable_flax.defaults import FAMILIES
-from quantizable_flax.evaluation import make_eval_step
-from quantizable_flax.models.registry import build_model, with_quant
-from quantizable_flax.quantization.calibration import calibrate
+from quantizable_flax.config.defaults import FAMILIES
+from quantizable_flax.evaluation.step import make_eval_step
+from quantizable_flax.models.build import build_model, with_quant
+from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.quantization.spec import QuantSpec
+from quantizable_flax.runtime.mesh import make_mesh, put_batch
 from quantizable_flax.training.optimizer import make_optimizer
-from quantizable_flax.training.sharding import make_mesh, put_batch
 from quantizable_flax.training.step import init_state, make_train_step
 
 VARIANTS = {

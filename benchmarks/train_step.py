@@ -20,10 +20,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.step_cost import random_batch
-from quantizable_flax.training.chips import chip_of
-from quantizable_flax.training.flops import step_flops
+from quantizable_flax.models.flops import step_flops
+from quantizable_flax.runtime.chips import chip_of
+from quantizable_flax.runtime.mesh import put_batch
 from quantizable_flax.training.setup import set_up
-from quantizable_flax.training.sharding import put_batch
 from quantizable_flax.training.step import init_state, make_train_step
 
 RECIPES = {"bert": "bert_base", "opt": "opt_125m", "vit": "vit_s16"}

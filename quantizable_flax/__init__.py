@@ -7,18 +7,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantizable_flax.attention.attention import MultiHeadAttention
-    from quantizable_flax.attention.drop_in import attention_fn
-    from quantizable_flax.attention.gate import GateConfig
-    from quantizable_flax.attention.softmax import clipped_softmax, make_softmax, softmax
+    from quantizable_flax.checkpoint.load import load
     from quantizable_flax.config import default_config
     from quantizable_flax.errors import UserError
     from quantizable_flax.interop import from_state_dict
-    from quantizable_flax.loading import load
-    from quantizable_flax.models.registry import build_model, with_quant
+    from quantizable_flax.models.build import build_model, with_quant
+    from quantizable_flax.nn.attention import MultiHeadAttention
+    from quantizable_flax.nn.drop_in import attention_fn
+    from quantizable_flax.nn.gate import GateConfig
+    from quantizable_flax.nn.softmax import clipped_softmax, make_softmax, softmax
+    from quantizable_flax.ptq.calibrate import calibrate
     from quantizable_flax.ptq.int8 import to_int8
-    from quantizable_flax.quantization.calibration import calibrate
     from quantizable_flax.quantization.spec import QuantSpec
+
+__version__ = "0.2.0"
 
 __all__ = [
     "GateConfig",
@@ -39,17 +41,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    "attention.attention": ("MultiHeadAttention",),
-    "attention.drop_in": ("attention_fn",),
-    "attention.gate": ("GateConfig",),
-    "attention.softmax": ("clipped_softmax", "make_softmax", "softmax"),
+    "nn.attention": ("MultiHeadAttention",),
+    "nn.drop_in": ("attention_fn",),
+    "nn.gate": ("GateConfig",),
+    "nn.softmax": ("clipped_softmax", "make_softmax", "softmax"),
     "config": ("default_config",),
     "errors": ("UserError",),
     "interop": ("from_state_dict",),
-    "loading": ("load",),
-    "models.registry": ("build_model", "with_quant"),
+    "checkpoint.load": ("load",),
+    "models.build": ("build_model", "with_quant"),
     "ptq.int8": ("to_int8",),
-    "quantization.calibration": ("calibrate",),
+    "ptq.calibrate": ("calibrate",),
     "quantization.spec": ("QuantSpec",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -4,11 +4,12 @@ import os
 
 from absl import flags
 
-from quantizable_flax import cli, terminal
-from quantizable_flax.compilation_cache import use_compilation_cache
-from quantizable_flax.data import make_task
-from quantizable_flax.generation import Sampling, check_causal, generate
-from quantizable_flax.loading import Run, load_run
+from quantizable_flax.checkpoint.load import Run, load_run
+from quantizable_flax.cli import program
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.models.generation import Sampling, check_causal, generate
+from quantizable_flax.runtime import terminal
+from quantizable_flax.runtime.compilation_cache import use_compilation_cache
 
 
 def define_flags() -> None:
@@ -55,11 +56,11 @@ def continuations(
 
 def main(arguments: list[str]) -> None:
     """Prints each prompt with its continuation."""
-    cli.reject_rest(arguments)
+    program.reject_rest(arguments)
     values = flags.FLAGS
     use_compilation_cache()
-    run = load_run(cli.required("workdir", values.workdir))
-    prompts = cli.required("prompt", values.prompt)
+    run = load_run(program.required("workdir", values.workdir))
+    prompts = program.required("prompt", values.prompt)
     sampling = Sampling(values.temperature, values.top_k, values.top_p)
     texts = continuations(
         run,
@@ -73,6 +74,11 @@ def main(arguments: list[str]) -> None:
         print("\n".join(texts))
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command line."""
     define_flags()
-    cli.run(main)
+    program.run(main)
+
+
+if __name__ == "__main__":
+    run()

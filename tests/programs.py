@@ -14,10 +14,7 @@ ROOT = Path(__file__).parents[1]
 # A process that has imported what the programs import, without any device, forks for each call.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    [
-        f"quantizable_flax.{name}"
-        for name in ("evaluator", "exporting", "generation", "training.loop")
-    ]
+    [f"quantizable_flax.{name}" for name in ("cli.eval", "cli.train", "models.generation")]
 )
 TIMEOUT = 300.0  # seconds
 

@@ -3,7 +3,11 @@
 import jax
 import pytest
 
-from quantizable_flax.compilation_cache import FOLDER_VARIABLE, MAX_BYTES, use_compilation_cache
+from quantizable_flax.runtime.compilation_cache import (
+    FOLDER_VARIABLE,
+    MAX_BYTES,
+    use_compilation_cache,
+)
 
 KEYS = (
     "jax_compilation_cache_dir",

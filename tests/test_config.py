@@ -5,11 +5,11 @@ from ml_collections import ConfigDict, FieldReference, config_dict
 
 from quantizable_flax import GateConfig, QuantSpec, UserError, build_model, default_config
 from quantizable_flax.aot.candidates import candidates
+from quantizable_flax.checkpoint.load import Run, override_run
 from quantizable_flax.config import check_set, override
+from quantizable_flax.config.defaults import FAMILIES
 from quantizable_flax.data import specs
-from quantizable_flax.defaults import FAMILIES
-from quantizable_flax.loading import Run, override_run
-from quantizable_flax.models import registry
+from quantizable_flax.models import build
 from quantizable_flax.ptq.settings import make_spec
 
 VALUES = {float: 0.25, int: 3, str: "text", bool: True, tuple: (1.0, 2.0)}
@@ -99,7 +99,7 @@ def test_compiling_ahead_compares_with_an_unset_key():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_the_dataclasses(family):
     config = default_config(family)
-    assert build_model(config).config == registry.FAMILIES[family].config()
+    assert build_model(config).config == build.FAMILIES[family].config()
     config.model.attention.gate = "linear"
     assert build_model(config).config.gate == GateConfig("linear")
     # ViT's head is quantized by default, which the key setup says.
@@ -116,4 +116,4 @@ def test_defaults_are_what_runs_were_trained_with(family):
 
 
 def test_data_and_models_know_the_same_families():
-    assert specs.FAMILIES == FAMILIES == tuple(registry.FAMILIES)
+    assert specs.FAMILIES == FAMILIES == tuple(build.FAMILIES)

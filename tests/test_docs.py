@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from quantizable_flax.config import default_config
-from quantizable_flax.defaults import FAMILIES
+from quantizable_flax.config.defaults import FAMILIES
 from tests.programs import ROOT, run
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

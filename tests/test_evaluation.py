@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quantizable_flax.analysis import tables
-from quantizable_flax.analysis.outliers import SITES
+from quantizable_flax.checkpoint.load import load_run, override_run, row_names
 from quantizable_flax.config import default_config
-from quantizable_flax.data import make_task
+from quantizable_flax.data.tasks import make_task
 from quantizable_flax.errors import UserError
-from quantizable_flax.evaluation import Metrics, evaluate, make_eval_step
-from quantizable_flax.evaluator import Evaluator, result_row
+from quantizable_flax.evaluation import tables
+from quantizable_flax.evaluation.outliers import SITES
+from quantizable_flax.evaluation.step import Metrics, evaluate, make_eval_step
+from quantizable_flax.evaluation.study import Evaluator, result_row
 from quantizable_flax.interop import from_state_dict
-from quantizable_flax.loading import load_run, override_run, row_names
+from quantizable_flax.models.build import build_model, with_config
 from quantizable_flax.models.metric import PERPLEXITY
-from quantizable_flax.models.registry import build_model, with_config
 from quantizable_flax.ptq.settings import parse_setting
 from quantizable_flax.training.loop import train
 from tests.helpers import bert_config, golden, golden_names

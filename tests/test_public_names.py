@@ -41,7 +41,9 @@ def test_models_and_attention_need_jax_and_flax_alone():
 
 def test_a_library_comes_when_it_is_used():
     assert "aqt" in imported("import quantizable_flax.quantization.aqt_backend")
-    assert "orbax" in imported("qf.load")
+    loading = imported("qf.load")
+    assert "orbax" in loading
+    assert not loading & {"aqt", "grain", "optax", "tokenizers", "tqdm", "PIL", "sklearn"}
 
 
 @pytest.mark.parametrize("name", qf.__all__)

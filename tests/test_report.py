@@ -2,8 +2,8 @@
 
 import pytest
 
-from quantizable_flax.analysis.report import Subject, by_layer, report
-from quantizable_flax.analysis.tables import columns
+from quantizable_flax.evaluation.report import Subject, by_layer, report
+from quantizable_flax.evaluation.tables import columns
 
 
 def test_layers_are_in_order_beyond_ten():

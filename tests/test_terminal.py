@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quantizable_flax.terminal import encodable
+from quantizable_flax.runtime.terminal import encodable
 
 ROOT = Path(__file__).parents[1]
 # As a batch system or a container without a locale sets it.
@@ -21,8 +21,8 @@ ASCII = {
 }
 TABLE = """
 import sys
-from quantizable_flax import cli
-from quantizable_flax.analysis import tables
+from quantizable_flax.cli import program
+from quantizable_flax.evaluation import tables
 row = {"name": "gr\\xf6\\xdfe", "model": "bert", "attention": "vanilla", "metric": "perplexity"}
 row |= {"fp": 4.5, "max_inf_norm": 1.0, "avg_kurtosis": 3.0, "steps": 80, "w8a8": 4.6}
 row |= {"w8a8_std": 0.01}
@@ -30,14 +30,15 @@ def main(arguments):
     tables.print_table([row], ["w8a8"])
     tables.write_text(tables.markdown([row], ["w8a8"]), arguments[1])
     tables.write_json([row], arguments[2])
-cli.run(main)
+program.run(main)
 """
 WORDS = """
-from quantizable_flax import cli, terminal
+from quantizable_flax.cli import program
+from quantizable_flax.runtime import terminal
 def main(arguments):
     with terminal.printing():
         print("word \\xb1 " * 100_000)
-cli.run(main)
+program.run(main)
 """
 
 

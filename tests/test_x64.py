@@ -10,17 +10,17 @@ from flax import traverse_util
 from jax import export
 
 from quantizable_flax import QuantSpec, build_model, calibrate, to_int8, with_quant
-from quantizable_flax.analysis.outliers import outlier_sites
-from quantizable_flax.evaluation import make_eval_step
-from quantizable_flax.exporting import make_program
-from quantizable_flax.generation import Sampling, generate
+from quantizable_flax.checkpoint.export import make_program
+from quantizable_flax.evaluation.outliers import outlier_sites
+from quantizable_flax.evaluation.step import make_eval_step
+from quantizable_flax.models.generation import Sampling, generate
+from quantizable_flax.ptq.calibrate import calibrate_step, unknown_ranges
 from quantizable_flax.ptq.sensitivity import make_switched_step
 from quantizable_flax.ptq.smoothquant import smooth
+from quantizable_flax.ptq.trained import learns_ranges, model_to_train
 from quantizable_flax.quantization import estimators
-from quantizable_flax.quantization.calibration import calibrate_step, unknown_ranges
+from quantizable_flax.runtime.mesh import make_mesh
 from quantizable_flax.training.optimizer import make_optimizer
-from quantizable_flax.training.qat import learns_ranges, model_to_train
-from quantizable_flax.training.sharding import make_mesh
 from quantizable_flax.training.step import abstract_state, init_state, make_train_step
 from tests.small import small_batch, small_config, small_model
 

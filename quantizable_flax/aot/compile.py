@@ -15,7 +15,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from quantizable_flax import terminal
 from quantizable_flax.aot import report
 from quantizable_flax.aot.candidates import Candidate, candidates
 from quantizable_flax.aot.estimate import Estimate, measure
@@ -23,10 +22,11 @@ from quantizable_flax.aot.topology import chip_of_topology, devices_of, prepare
 from quantizable_flax.config import check_positive
 from quantizable_flax.data.specs import batch_specs
 from quantizable_flax.errors import UserError
-from quantizable_flax.training import qat
-from quantizable_flax.training.flops import step_flops
+from quantizable_flax.models.flops import step_flops
+from quantizable_flax.ptq.trained import learns_ranges
+from quantizable_flax.runtime import terminal
+from quantizable_flax.runtime.mesh import batch_sharding, batch_shards
 from quantizable_flax.training.setup import set_up
-from quantizable_flax.training.sharding import batch_sharding, batch_shards
 from quantizable_flax.training.step import abstract_state, make_train_step
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def lower(
     """
     check_positive(config)
     mesh, model, optimizer = set_up(config, devices)
-    learned = qat.learns_ranges(config)
+    learned = learns_ranges(config)
     state = abstract_state(model, optimizer, model.example_batch(), mesh, learned_ranges=learned)
     step: Any = make_train_step(model, optimizer, config, mesh, state)
     return step.lower(state, abstract_batch(config, mesh)), mesh

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from quantizable_flax.aot import collectives, hlo, hlo_cost
-from quantizable_flax.training.chips import Chip
+from quantizable_flax.runtime.chips import Chip
 
 ASSUMPTIONS = (
     "Everything is for one device and one step; the program was compiled ahead of time and not "

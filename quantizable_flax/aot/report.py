@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.aot.estimate import ASSUMPTIONS, Compiled, Estimate
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.registry import attention_label
+from quantizable_flax.models.build import attention_label
 
 GIB, MB, GB, TERA = 2**30, 1e6, 1e9, 1e12
 _NOTES = "\n".join(f"- {line}" for line in ASSUMPTIONS)

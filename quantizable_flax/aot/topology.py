@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.training.chips import CHIPS, Chip
+from quantizable_flax.runtime.chips import CHIPS, Chip
 
 EXAMPLES = "v4:2x2x4, v5e:2x2, v5e:16x16, v5p:2x2x2, v6e:4x4"
 TPUS = {chip.name: chip for chip in CHIPS if chip.device_kinds[0].startswith("TPU")}

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.errors import check_choice
 
-FAMILIES = ("bert", "opt", "vit")  # as in `models.registry`, which no data code imports
+FAMILIES = ("bert", "opt", "vit")  # as in `models.build`, which no data code imports
 
 
 class ArraySpec(NamedTuple):

@@ -2,12 +2,14 @@
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import grain
 import numpy as np
 
 from quantizable_flax.data.draws import Draws
+
+if TYPE_CHECKING:
+    import grain
 
 Example = dict[str, np.ndarray]
 Batch = dict[str, np.ndarray]
@@ -26,7 +28,7 @@ class BatchTransform(abc.ABC):
 
 
 Transform: TypeAlias = (
-    grain.transforms.Map | grain.transforms.RandomMap | BatchTransform | Callable[[Any], Example]
+    "grain.transforms.Map | grain.transforms.RandomMap | BatchTransform | Callable[[Any], Example]"
 )
 
 

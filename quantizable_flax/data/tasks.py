@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from quantizable_flax.data.task import Task
-from quantizable_flax.data.text_task import CausalLmTask, MaskedLmTask
+from quantizable_flax.data.text.task import CausalLmTask, MaskedLmTask
 from quantizable_flax.errors import UserError, nearest
 
 
@@ -29,7 +29,7 @@ def make_task(config: ConfigDict, assets: Mapping[str, Any] | None = None) -> Ta
 
 
 def _images(config: ConfigDict, assets: Mapping[str, Any] | None) -> Task:
-    from quantizable_flax.data.images.task import ImageTask  # Text runs need no image libraries.
+    from quantizable_flax.data.images.task import ImageTask
 
     return ImageTask(config, assets)
 

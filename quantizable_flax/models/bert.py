@@ -6,16 +6,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.models.layers import (
+from quantizable_flax.models.losses import Scores, chunked_scores, select_labelled, token_scores
+from quantizable_flax.models.metric import PERPLEXITY
+from quantizable_flax.models.transformer import (
     TransformerConfig,
     check_positions,
     gelu,
     residual,
     run_layers,
 )
-from quantizable_flax.models.losses import Scores, chunked_scores, select_labelled, token_scores
-from quantizable_flax.models.metric import PERPLEXITY
-from quantizable_flax.quantization.layers import Dropout, Embed, partitioned_param
+from quantizable_flax.nn.layers import Dropout, Embed, partitioned_param
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.tensor import Tensor, values
 

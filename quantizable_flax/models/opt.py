@@ -7,15 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.models.layers import (
+from quantizable_flax.models.losses import IGNORED, Scores, chunked_scores, token_scores
+from quantizable_flax.models.metric import PERPLEXITY
+from quantizable_flax.models.transformer import (
     TransformerConfig,
     check_positions,
     positions,
     residual,
     run_layers,
 )
-from quantizable_flax.models.losses import IGNORED, Scores, chunked_scores, token_scores
-from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.spec import INT8_BITS
 from quantizable_flax.quantization.tensor import Tensor, values

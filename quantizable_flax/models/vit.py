@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.layers import TransformerConfig, gelu, residual, run_layers
 from quantizable_flax.models.losses import Scores, class_scores, smooth_targets
 from quantizable_flax.models.metric import TOP1
 from quantizable_flax.models.mixing import mix
-from quantizable_flax.quantization.layers import Dropout, quantized_param
+from quantizable_flax.models.transformer import TransformerConfig, gelu, residual, run_layers
+from quantizable_flax.nn.layers import Dropout, quantized_param
 from quantizable_flax.quantization.sites import Site, WeightSite
 from quantizable_flax.quantization.tensor import Tensor, values
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.registry import with_quant
+from quantizable_flax.models.build import with_quant
 from quantizable_flax.quantization.sites import RANGES, STORED
 
 Params = Any

@@ -13,8 +13,8 @@ from flax import traverse_util
 from tqdm import tqdm
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.registry import with_quant
-from quantizable_flax.quantization.calibration import calibrate, unknown_ranges
+from quantizable_flax.models.build import with_quant
+from quantizable_flax.ptq.calibrate import calibrate, unknown_ranges
 from quantizable_flax.quantization.sites import RANGES, SWITCHES
 
 logger = logging.getLogger(__name__)

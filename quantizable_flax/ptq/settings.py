@@ -12,8 +12,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from quantizable_flax.errors import UserError, check_choice
-from quantizable_flax.models.registry import with_quant
-from quantizable_flax.quantization.calibration import unknown_ranges
+from quantizable_flax.models.build import with_quant
+from quantizable_flax.ptq.calibrate import unknown_ranges
 from quantizable_flax.quantization.spec import QuantSpec, parse_bits, parse_setup
 
 SMOOTH_ALPHA = 0.5  # the published default of SmoothQuant

@@ -18,9 +18,9 @@ from flax import traverse_util
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.bert import BertConfig
+from quantizable_flax.models.build import with_quant
 from quantizable_flax.models.opt import OptConfig
-from quantizable_flax.models.registry import with_quant
-from quantizable_flax.quantization.layers import LayerNorm
+from quantizable_flax.nn.layers import LayerNorm
 
 Batch = dict[str, Any]
 SMALLEST = 1e-5  # of a channel's weight and of its factor, as in the authors' code

@@ -13,13 +13,7 @@ from quantizable_flax.quantization import estimators, learned, ranges
 from quantizable_flax.quantization.grid import Grid, make_grid
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
 from quantizable_flax.quantization.statistics import inf_norm, kurtosis, token_mean
-from quantizable_flax.quantization.tensor import (
-    Quantized,
-    Tensor,
-    quantize,
-    quantize_int8,
-    values,
-)
+from quantizable_flax.quantization.tensor import Quantized, Tensor, quantize, quantize_int8, values
 
 RANGES = "ranges"  # collection: per site {min, max, batches}
 STATS = "stats"  # collection: per site and sample statistics of one batch

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from quantizable_flax.data.pipeline import TrainBatches
 from quantizable_flax.errors import UserError
-from quantizable_flax.training.metrics import Clock
-from quantizable_flax.training.sharding import put_batch
+from quantizable_flax.runtime.mesh import put_batch
+from quantizable_flax.runtime.progress import Clock
 
 
 class Feed(Iterator[dict[str, jax.Array]]):

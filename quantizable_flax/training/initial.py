@@ -9,10 +9,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from quantizable_flax import config as configuration
+from quantizable_flax.checkpoint import resume, store
+from quantizable_flax.checkpoint.state import TrainState
 from quantizable_flax.errors import UserError
 from quantizable_flax.quantization.learned import without_grids
-from quantizable_flax.training import checkpoint, resume
-from quantizable_flax.training.step import TrainState
 
 # Keys of `model` that may change with a new run: no parameter means anything else by them.
 # `attention` may too: gates show as parameters, and to clip a softmax is what one fine-tunes for.
@@ -41,15 +41,15 @@ def start_from(config: ConfigDict, state: TrainState) -> tuple[TrainState, dict[
       UserError: nothing readable there, another architecture, or a parameter missing there, too
         many or of another shape.
     """
-    path = checkpoint.absolute(config.init_from)
+    path = store.absolute(config.init_from)
     if not path.exists():
         raise UserError(f"init_from={config.init_from} does not exist: give a run's workdir.")
 
     def read(workdir, step: int):
-        notes = checkpoint.read_notes(workdir, step)
+        notes = store.read_notes(workdir, step)
         resume.check_trainable(notes.info, workdir)
         _check_architecture(config, configuration.from_dict(notes.config))
-        params = checkpoint.restore_params(
+        params = store.restore_params(
             workdir, step, lambda shapes: _placed(config, shapes, state.params)
         )
         return params, notes.assets

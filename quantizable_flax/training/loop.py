@@ -6,18 +6,24 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from quantizable_flax.checkpoint import resume, same_data, store
+from quantizable_flax.checkpoint.lock import Lock, held
+from quantizable_flax.checkpoint.state import TrainState
 from quantizable_flax.config import check_positive
-from quantizable_flax.data import Task, make_task, train_iterator
-from quantizable_flax.training import checkpoint, distributed, initial, qat, resume, same_data
+from quantizable_flax.data.pipeline import train_iterator
+from quantizable_flax.data.task import Task
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.ptq.trained import learns_ranges
+from quantizable_flax.runtime import hosts
+from quantizable_flax.runtime.mesh import batch_share
+from quantizable_flax.runtime.profiling import parse_steps
+from quantizable_flax.runtime.workdir import check_writable
+from quantizable_flax.training import initial, qat
 from quantizable_flax.training.feed import Feed
-from quantizable_flax.training.lock import Lock, held
-from quantizable_flax.training.profiling import parse_steps
 from quantizable_flax.training.run import Run
 from quantizable_flax.training.setup import set_up
-from quantizable_flax.training.sharding import batch_share
-from quantizable_flax.training.step import TrainState, init_state, make_train_step
+from quantizable_flax.training.step import init_state, make_train_step
 from quantizable_flax.training.stopping import StopSignal
-from quantizable_flax.training.workdir import check_writable
 
 
 def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> TrainState:
@@ -33,7 +39,7 @@ def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> Tr
         is using, no readable checkpoint among those there, or a run that diverged (its last
         checkpoint is kept).
     """
-    path = checkpoint.absolute(workdir)
+    path = store.absolute(workdir)
     check_positive(config)
     check_writable(path)
     traced = parse_steps(profile, config.train.steps)
@@ -52,7 +58,7 @@ def _train(
         model.example_batch(),
         config.seed,
         mesh,
-        learned_ranges=qat.learns_ranges(config),
+        learned_ranges=learns_ranges(config),
     )
 
     state, notes, damaged = _restore(config, path, state)
@@ -126,7 +132,7 @@ def _check_same_data(task: Task) -> None:
     places = (0, len(source) // 2, len(source) - 1)
     seen = json.dumps([task.assets, len(source), [str(source[i]) for i in places]])
     advice = "give every host the same data.files, or one data.cache_dir that all share"
-    distributed.check_same("the training data", seen.encode(), advice)
+    hosts.check_same("the training data", seen.encode(), advice)
 
 
 def _task_of_newest(config: ConfigDict, path: epath.Path) -> Task | None:
@@ -136,7 +142,7 @@ def _task_of_newest(config: ConfigDict, path: epath.Path) -> Task | None:
     """
 
     def read(step: int) -> Task:
-        notes = checkpoint.read_notes(path, step)
+        notes = store.read_notes(path, step)
         _check_continues(notes, config, path)
         task = make_task(config, notes.assets)
         same_data.check(notes.info, task, path)
@@ -145,7 +151,7 @@ def _task_of_newest(config: ConfigDict, path: epath.Path) -> Task | None:
     return resume.newest_if_sound(path, read)
 
 
-def _check_continues(notes: checkpoint.Notes, config: ConfigDict, path: epath.Path) -> None:
+def _check_continues(notes: store.Notes, config: ConfigDict, path: epath.Path) -> None:
     resume.check_trainable(notes.info, path)
     known = same_data.KEY in notes.info
     resume.check_same(notes.config, config.to_dict(), path, data_known=known)
@@ -157,9 +163,9 @@ def _restore(config: ConfigDict, path: epath.Path, like: TrainState):
         return like, None, []
 
     def read(step):
-        notes = checkpoint.read_notes(path, step)
+        notes = store.read_notes(path, step)
         _check_continues(notes, config, path)
-        return checkpoint.restore_state(path, step, like), notes
+        return store.restore_state(path, step, like), notes
 
     _, (state, notes), damaged = resume.newest_readable(path, read)
     return state, notes, damaged

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from quantizable_flax.runtime.workdir import content_of, cut, reason_of
 from quantizable_flax.training import events
 from quantizable_flax.training.appended import Appended
-from quantizable_flax.training.workdir import content_of, cut, reason_of
 
 logger = logging.getLogger(__name__)
 

@@ -12,22 +12,25 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from quantizable_flax.analysis.outliers import outlier_sites, telemetry
-from quantizable_flax.data import Task, eval_batches
+from quantizable_flax.checkpoint import same_data, store
+from quantizable_flax.checkpoint.lock import Lock
+from quantizable_flax.checkpoint.lock_file import FILE
+from quantizable_flax.checkpoint.state import TrainState
+from quantizable_flax.data.pipeline import eval_batches
+from quantizable_flax.data.task import Task
 from quantizable_flax.errors import UserError
-from quantizable_flax.evaluation import evaluate, make_eval_step
+from quantizable_flax.evaluation.outliers import outlier_sites, telemetry
+from quantizable_flax.evaluation.step import evaluate, make_eval_step
+from quantizable_flax.nn.partition import on_mesh
 from quantizable_flax.quantization.sites import RANGES, STATS
-from quantizable_flax.sharding import on_mesh
-from quantizable_flax.training import checkpoint, distributed, same_data, workdir
-from quantizable_flax.training.lock import Lock
-from quantizable_flax.training.lock_file import FILE
+from quantizable_flax.runtime import hosts, workdir
+from quantizable_flax.runtime.mesh import batch_share, put_batch, replicated
+from quantizable_flax.runtime.profiling import Profile
+from quantizable_flax.runtime.progress import Progress, duration
+from quantizable_flax.runtime.throughput import Throughput
 from quantizable_flax.training.metric_files import MetricWriter, Restart
-from quantizable_flax.training.metrics import Progress, duration
 from quantizable_flax.training.optimizer import make_schedule
-from quantizable_flax.training.profiling import Profile
-from quantizable_flax.training.sharding import batch_share, put_batch, replicated
-from quantizable_flax.training.step import Batch, Metrics, TrainState
-from quantizable_flax.training.throughput import Throughput
+from quantizable_flax.training.step import Batch, Metrics
 
 
 class DivergedError(UserError):
@@ -71,7 +74,7 @@ class Run:
                 workers=self.config.data.workers,
                 share=self._share,
             )
-        first = distributed.is_first()  # it alone writes, but for its part of a checkpoint
+        first = hosts.is_first()  # it alone writes, but for its part of a checkpoint
         try:
             self._path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -82,7 +85,7 @@ class Run:
             workdir.describe(self._path, self.config, self._task.assets)
         self._check_shared()
         saving = self.config.checkpoint
-        self._checkpoints = checkpoint.Checkpoints(self._path, saving.keep, saving.keep_every)
+        self._checkpoints = store.Checkpoints(self._path, saving.keep, saving.keep_every)
         for step in damaged:
             self._checkpoints.set_aside(step)
         self._writer = MetricWriter(self._path if first else None, self._restart())
@@ -119,8 +122,8 @@ class Run:
 
     def _check_shared(self) -> None:
         """Raises UserError on all processes unless each sees what the first has written."""
-        distributed.wait_for_all("the workdir is there")
-        sees = distributed.gathered(np.int32((self._path / FILE).exists()))
+        hosts.wait_for_all("the workdir is there")
+        sees = hosts.gathered(np.int32((self._path / FILE).exists()))
         if not sees.all():
             raise UserError(
                 f"--workdir={self._path} must be storage that all hosts share, process "
@@ -134,7 +137,7 @@ class Run:
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             with self._throughput.lost["checkpoint"]:
                 self._checkpoints.wait()
-            kept = checkpoint.saved_steps(self._path)
+            kept = store.saved_steps(self._path)
             raise DivergedError(
                 f"the loss at step {step} is {values['loss']} (gradient norm "
                 f"{values['grad_norm']}): lower optimizer.learning_rate or raise "
@@ -186,14 +189,14 @@ class Run:
     def save(self, state: TrainState, step: int, data_state: dict[str, Any]) -> None:
         """Starts an asynchronous checkpoint of a step whose metrics were found finite."""
         seconds = self._seconds_before + time.monotonic() - self._began
-        notes = checkpoint.Notes(
+        notes = store.Notes(
             data=data_state,
             config=self.config.to_dict(),
             assets=self._task.assets,
             info={
                 "step": step,
                 "train_seconds": seconds,
-                "versions": checkpoint.library_versions(),
+                "versions": store.library_versions(),
                 same_data.KEY: self._task.fingerprint,
             },
         )

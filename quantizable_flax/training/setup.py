@@ -9,10 +9,10 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from quantizable_flax.models.registry import check_length
-from quantizable_flax.training import qat
+from quantizable_flax.models.build import check_length
+from quantizable_flax.ptq.trained import model_to_train
+from quantizable_flax.runtime.mesh import check_sizes, make_mesh
 from quantizable_flax.training.optimizer import make_optimizer
-from quantizable_flax.training.sharding import check_sizes, make_mesh
 
 
 class Setup(NamedTuple):
@@ -30,7 +30,7 @@ def set_up(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> S
       UserError: a configuration that cannot work on these devices, by default all there are.
     """
     mesh = make_mesh(config.mesh, None if devices is None else list(devices))
-    model, optimizer = qat.model_to_train(config), make_optimizer(config, config.train.steps)
+    model, optimizer = model_to_train(config), make_optimizer(config, config.train.steps)
     check_length(config)
     check_sizes(config, model, mesh)
     return Setup(mesh, model, optimizer)

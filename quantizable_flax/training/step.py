@@ -8,35 +8,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from quantizable_flax.quantization.calibration import first_ranges, with_grids, with_weight_ranges
+from quantizable_flax.checkpoint.state import TrainState
+from quantizable_flax.nn.partition import on_mesh
+from quantizable_flax.ptq.calibrate import first_ranges, with_grids, with_weight_ranges
 from quantizable_flax.quantization.sites import RANGES
-from quantizable_flax.sharding import on_mesh
-from quantizable_flax.training.sharding import batch_sharding, replicated, tree_shardings
+from quantizable_flax.runtime.mesh import batch_sharding, replicated, tree_shardings
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-
-
-@struct.dataclass
-class TrainState:
-    """What a step reads and replaces.
-
-    Attributes:
-      step: int32, steps taken.
-      params: float32 parameters.
-      opt_state: of the optimizer.
-      ranges: running ranges of a model that is trained quantized, those of the weights always
-        being of `params`; empty without.
-    """
-
-    step: jax.Array
-    params: Any
-    opt_state: Any
-    ranges: Any = struct.field(default_factory=dict)
 
 
 def init_state(

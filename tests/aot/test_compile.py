@@ -17,13 +17,15 @@ from quantizable_flax.aot import report, topology
 from quantizable_flax.aot.candidates import candidates
 from quantizable_flax.aot.estimate import Compiled, Estimate, measure
 from quantizable_flax.config import default_config
-from quantizable_flax.data import batch_specs, make_task, train_iterator
+from quantizable_flax.data.pipeline import train_iterator
+from quantizable_flax.data.specs import batch_specs
+from quantizable_flax.data.tasks import make_task
 from quantizable_flax.errors import UserError
-from quantizable_flax.training import qat
-from quantizable_flax.training.chips import chip_of
-from quantizable_flax.training.flops import step_flops
+from quantizable_flax.models.flops import step_flops
+from quantizable_flax.ptq.trained import learns_ranges, model_to_train
+from quantizable_flax.runtime.chips import chip_of
+from quantizable_flax.runtime.mesh import make_mesh, put_batch
 from quantizable_flax.training.optimizer import make_optimizer
-from quantizable_flax.training.sharding import make_mesh, put_batch
 from quantizable_flax.training.step import abstract_state, init_state
 from tests.tiny import flags, tiny_config
 
@@ -49,9 +51,9 @@ def test_batches_are_as_the_data_give_them(tmp_path, family):
 def test_the_state_is_that_of_training(tmp_path, ranges):
     changes = {} if ranges == "none" else {"quant__train": True, "quant__train_ranges": ranges}
     config = tiny_config(tmp_path, **changes)
-    mesh, model = make_mesh(config.mesh), qat.model_to_train(config)
+    mesh, model = make_mesh(config.mesh), model_to_train(config)
     inputs = (model, make_optimizer(config, 80), model.example_batch())
-    learned = qat.learns_ranges(config)
+    learned = learns_ranges(config)
     state = init_state(*inputs, 0, mesh, learned_ranges=learned)
     abstract = abstract_state(*inputs, mesh, learned_ranges=learned)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(abstract))

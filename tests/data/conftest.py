@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from quantizable_flax.data import Tokenizer, make_task
-from quantizable_flax.defaults import data_defaults, model_defaults
+from quantizable_flax.config.defaults import data_defaults, model_defaults
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.data.text.tokenizer import Tokenizer
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "quantized", "heads"]
 

@@ -10,8 +10,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from quantizable_flax.data import Tokenizer
-from quantizable_flax.data.subword import BYTES
+from quantizable_flax.data.text.subword import BYTES
+from quantizable_flax.data.text.tokenizer import Tokenizer
 from quantizable_flax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def test_training_numbers_specials_then_bytes_then_merges(byte_tokenizer, docume
 
 def test_training_is_the_same_in_every_process():
     script = (
-        "import sys; from quantizable_flax.data import Tokenizer\n"
+        "import sys; from quantizable_flax.data.text.tokenizer import Tokenizer\n"
         "texts = [f'{n} is not {n * 7919} — ü' for n in range(3000)]\n"
         "sys.stdout.write(Tokenizer.train_byte_bpe(texts, 600).to_json())"
     )

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from quantizable_flax.data import iter_documents, packed_tokens, packing, train_iterator
-from quantizable_flax.data.blocks import Blocks, Mixture
-from quantizable_flax.data.corpora import corpora
-from quantizable_flax.data.tokenizer_build import build_tokenizer
+from quantizable_flax.data.pipeline import train_iterator
+from quantizable_flax.data.text import packing
+from quantizable_flax.data.text.blocks import Blocks, Mixture
+from quantizable_flax.data.text.corpora import corpora
+from quantizable_flax.data.text.documents import iter_documents
+from quantizable_flax.data.text.packing import packed_tokens
+from quantizable_flax.data.text.tokenizer_build import build_tokenizer
 from quantizable_flax.errors import UserError
 
 from .batches import take
@@ -145,7 +148,7 @@ def test_the_cache_knows_datasets_apart(tfds_config, tokenizer, monkeypatch):
 
 
 def test_a_tokenizer_is_trained_on_every_corpus(tfds_config, monkeypatch, tmp_path):
-    monkeypatch.setattr("quantizable_flax.data.tokenizer.MAX_TRAINING_CHARS", 2000)
+    monkeypatch.setattr("quantizable_flax.data.text.tokenizer.MAX_TRAINING_CHARS", 2000)
     (tmp_path / "greek.txt").write_text("\n\n".join(["αβγδε ζηθ"] * 300))
     config = tfds_config("tfds:lm1b,files", "opt", files=str(tmp_path / "greek.txt"))
     trained = build_tokenizer(config.data, "byte_bpe")

@@ -9,8 +9,9 @@ import re
 
 import pytest
 
-from quantizable_flax.data import iter_documents, text_files
-from quantizable_flax.data.embedded import MIN_DOCSTRING_CHARS, _docstrings, embedded_documents
+from quantizable_flax.data.text import files as text_files
+from quantizable_flax.data.text.documents import iter_documents
+from quantizable_flax.data.text.embedded import MIN_DOCSTRING_CHARS, _docstrings, embedded_documents
 from quantizable_flax.errors import UserError
 
 OPENERS = {"": open, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from quantizable_flax.data.fingerprint import difference
-from quantizable_flax.data.images import ImageTask
+from quantizable_flax.data.images.task import ImageTask
 
 from .conftest import random_documents
 from .images.conftest import make_config as image_config
@@ -47,7 +47,7 @@ def test_the_embedded_corpus_of_another_python(make_config, make_text_task, monk
         config = make_config(cache_dir=str(tmp_path / python))
         with monkeypatch.context() as patch:
             patch.setattr("platform.python_version", lambda: python)
-            patch.setattr("quantizable_flax.data.documents.embedded_documents", lambda: texts)
+            patch.setattr("quantizable_flax.data.text.documents.embedded_documents", lambda: texts)
             return make_text_task(config).fingerprint
 
     texts = random_documents(200)

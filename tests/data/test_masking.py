@@ -7,8 +7,8 @@ import pickle
 import numpy as np
 import pytest
 
-from quantizable_flax.data import MaskTokens
 from quantizable_flax.data.draws import Randomness
+from quantizable_flax.data.text.masking import MaskTokens
 from quantizable_flax.errors import UserError
 
 COUNT = 400_000

@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantizable_flax.data import cache, iter_documents, packed_tokens, packing, pieces
+from quantizable_flax.data import cache
+from quantizable_flax.data.text import packing, pieces
+from quantizable_flax.data.text.documents import iter_documents
+from quantizable_flax.data.text.packing import packed_tokens
 from quantizable_flax.errors import UserError
 
 
@@ -79,8 +82,9 @@ def test_the_memory_of_a_long_line_is_a_few_times_its_size(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
     script = (
         "import resource, sys\n"
-        "from quantizable_flax.data import Tokenizer, packed_tokens\n"
-        "from quantizable_flax.defaults import data_defaults\n"
+        "from quantizable_flax.data.text.packing import packed_tokens\n"
+        "from quantizable_flax.data.text.tokenizer import Tokenizer\n"
+        "from quantizable_flax.config.defaults import data_defaults\n"
         "config, folder = data_defaults('bert'), sys.argv[1]\n"
         "config.update(cache_dir=folder, validation_fraction=0.0)\n"
         "tokenizer = Tokenizer.load(folder + '/tokenizer.json')\n"

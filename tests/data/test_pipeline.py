@@ -6,8 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from quantizable_flax.data import MaskTokens, Share, Task, eval_batches, train_iterator
-from quantizable_flax.data.blocks import Blocks
+from quantizable_flax.data.pipeline import eval_batches, train_iterator
+from quantizable_flax.data.share import Share
+from quantizable_flax.data.task import Task
+from quantizable_flax.data.text.blocks import Blocks
+from quantizable_flax.data.text.masking import MaskTokens
 from quantizable_flax.errors import UserError
 
 from .batches import assert_same, joined, originals, take

@@ -5,8 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from quantizable_flax.data import Tokenizer, build_tokenizer, eval_batches, make_task, packed_tokens
 from quantizable_flax.data.draws import Randomness
+from quantizable_flax.data.pipeline import eval_batches
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.data.text.packing import packed_tokens
+from quantizable_flax.data.text.tokenizer import Tokenizer
+from quantizable_flax.data.text.tokenizer_build import build_tokenizer
 from quantizable_flax.errors import UserError
 
 from .batches import joined, originals

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from quantizable_flax.data import Tokenizer, build_tokenizer
-from quantizable_flax.data.subword import BERT_TOKENS
-from quantizable_flax.data.tokenizer import without_endless_words
+from quantizable_flax.data.text.subword import BERT_TOKENS
+from quantizable_flax.data.text.tokenizer import Tokenizer, without_endless_words
+from quantizable_flax.data.text.tokenizer_build import build_tokenizer
 from quantizable_flax.errors import UserError
 
 from .conftest import random_documents
@@ -67,8 +67,8 @@ def test_lowercase_is_an_option(documents):
 def test_training_is_the_same_in_every_process(tmp_path):
     # Bytes in many orders of magnitude and many ties, where the library alone differs by run.
     script = (
-        "import sys; from quantizable_flax.data import Tokenizer\n"
-        "from quantizable_flax.data.embedded import _topics\n"
+        "import sys; from quantizable_flax.data.text.tokenizer import Tokenizer\n"
+        "from quantizable_flax.data.text.embedded import _topics\n"
         "texts = _topics() or [f'{n} is not {n * 7919}' for n in range(4000)]\n"
         "sys.stdout.write(Tokenizer.train_wordpiece(texts, 1000).to_json())"
     )

@@ -6,8 +6,10 @@ import logging
 import pytest
 
 from quantizable_flax.config import from_dict, override, to_json
-from quantizable_flax.data import Tokenizer, build_tokenizer, make_task
-from quantizable_flax.data.subword import BERT_TOKENS
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.data.text.subword import BERT_TOKENS
+from quantizable_flax.data.text.tokenizer import Tokenizer
+from quantizable_flax.data.text.tokenizer_build import build_tokenizer
 from quantizable_flax.errors import UserError
 
 from .test_byte_bpe import gpt2_vocab, write_files

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantizable_flax.data import WHOLE, Share, Task, eval_batches, train_iterator
+from quantizable_flax.data.pipeline import eval_batches, train_iterator
+from quantizable_flax.data.share import WHOLE, Share
+from quantizable_flax.data.task import Task
 from quantizable_flax.data.workers import claim_shared_memory
 from quantizable_flax.errors import UserError
 
@@ -22,7 +24,7 @@ from .batches import assert_same, take
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import os, signal
-from quantizable_flax.data import train_iterator
+from quantizable_flax.data.pipeline import train_iterator
 from tests.data.test_workers import Numbers
 if __name__ == "__main__":
     batches = train_iterator(Numbers(), batch_size=4, seed=0, workers=2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantizable_flax import UserError, build_model
-from quantizable_flax.models.registry import check_length, with_config
+from quantizable_flax.models.build import check_length, with_config
 from tests.helpers import is_key_bias, pairs
 from tests.small import FAMILIES, small_batch, small_config, small_model
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from quantizable_flax import QuantSpec, UserError, build_model
-from quantizable_flax.generation import Sampling, generate
+from quantizable_flax.models.build import with_quant
+from quantizable_flax.models.generation import Sampling, generate
 from quantizable_flax.models.opt import positions
-from quantizable_flax.models.registry import with_quant
-from quantizable_flax.quantization.calibration import calibrate
+from quantizable_flax.ptq.calibrate import calibrate
 from tests.small import small_batch, small_config, small_model
 
 PROMPTS = [[2, 17, 40, 8, 91], [2, 5], [2, 60, 33]]

@@ -9,8 +9,8 @@ import pytest
 from flax import traverse_util
 
 from quantizable_flax import UserError
-from quantizable_flax.analysis.outliers import outlier_sites, published_stats
-from quantizable_flax.evaluation import evaluate, make_eval_step
+from quantizable_flax.evaluation.outliers import outlier_sites, published_stats
+from quantizable_flax.evaluation.step import evaluate, make_eval_step
 from quantizable_flax.quantization.sites import STATS, Site
 from tests.helpers import golden, golden_names
 from tests.models.golden_case import load

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quantizable_flax import UserError
-from quantizable_flax.generation import Sampling
+from quantizable_flax.models.generation import Sampling
 
 LOGITS = 2.0 * jax.random.normal(jax.random.key(0), (3, 8))
 DRAWS = 4000

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from quantizable_flax import GateConfig, UserError, build_model, default_config
-from quantizable_flax.attention.gate import GRANULARITIES, KINDS
-from quantizable_flax.attention.softmax import BLIND_QUERIES
+from quantizable_flax.checkpoint.resume import check_same
 from quantizable_flax.config import from_dict
-from quantizable_flax.models.registry import with_config
-from quantizable_flax.training.resume import check_same
+from quantizable_flax.models.build import with_config
+from quantizable_flax.nn.gate import GRANULARITIES, KINDS
+from quantizable_flax.nn.softmax import BLIND_QUERIES
 from tests.small import small_batch, small_config, small_model
 
 SOFTMAXES = ({}, {"softmax": "clipped", "gamma": -0.05, "zeta": 1.1})

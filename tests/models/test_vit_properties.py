@@ -9,8 +9,8 @@ import pytest
 
 from quantizable_flax import UserError, build_model
 from quantizable_flax.models import vit
+from quantizable_flax.models.build import with_config
 from quantizable_flax.models.losses import smooth_targets
-from quantizable_flax.models.registry import with_config
 from quantizable_flax.training.optimizer import decay_mask
 from tests.helpers import pairs
 from tests.small import small_batch, small_config, small_model

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantizable_flax import QuantSpec
-from quantizable_flax.models.registry import with_quant
+from quantizable_flax.models.build import with_quant
+from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.ptq.int8 import to_int8
-from quantizable_flax.quantization.calibration import calibrate
 from tests.small import small_batch, small_model
 
 

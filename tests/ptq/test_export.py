@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import quantizable_flax as qf
-from quantizable_flax import UserError, exporting
-from quantizable_flax.data import make_task
-from quantizable_flax.evaluator import Evaluator
-from quantizable_flax.loading import load_run
+from quantizable_flax import UserError
+from quantizable_flax.checkpoint import export
+from quantizable_flax.checkpoint.load import load_run
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.evaluation.study import Evaluator
 from quantizable_flax.ptq.settings import parse_setting
 from quantizable_flax.training.loop import train
 from tests.programs import ROOT, assert_mistake, run
@@ -76,13 +77,13 @@ def exported(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     workdir = trained(folder, request.param)
     run_ = load_run(str(workdir))
-    exporting.export_int8(
-        exporting.check_folder(str(folder / "int8")),
+    export.export_int8(
+        export.check_folder(str(folder / "int8")),
         *evaluator_of(workdir).int8(parse_setting("w8a8")),
         run_.notes,
         batch_size=3,
         seq_len=run_.config.data.get("seq_len"),
-        float32_bytes=exporting.size_in_bytes(run_.params),
+        float32_bytes=export.size_in_bytes(run_.params),
     )
     return request.param, workdir, folder / "int8"
 

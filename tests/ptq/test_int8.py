@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from quantizable_flax import QuantSpec, UserError
-from quantizable_flax.models.registry import with_quant
+from quantizable_flax.models.build import with_quant
 from quantizable_flax.ptq.int8 import size_in_bytes, to_int8
 from tests.ptq.int8_case import check_agreement, inputs_of, make_case
 from tests.small import small_model

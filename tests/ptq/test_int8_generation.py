@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quantizable_flax import QuantSpec
-from quantizable_flax.generation import Sampling, generate
+from quantizable_flax.models.generation import Sampling, generate
 from tests.ptq.int8_case import make_case
 
 PROMPTS = [[2, 17, 40, 8, 91], [2, 5], [2, 60, 33]]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from quantizable_flax import QuantSpec, calibrate, to_int8, with_quant
-from quantizable_flax.quantization.calibration import with_grids
+from quantizable_flax.ptq.calibrate import with_grids
 from tests.small import small_batch, small_model
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from quantizable_flax import QuantSpec
-from quantizable_flax.models.registry import with_config
+from quantizable_flax.models.build import with_config
 from quantizable_flax.quantization.spec import parse_setup
 from tests.ptq.int8_case import batch_of, check_agreement, inputs_of, make_case
 from tests.small import small_model

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from quantizable_flax import QuantSpec, UserError
-from quantizable_flax.models.registry import with_quant
+from quantizable_flax.models.build import with_quant
 from quantizable_flax.ptq import sensitivity as module
+from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.ptq.sensitivity import make_switched_step, sensitivity
-from quantizable_flax.quantization.calibration import calibrate
 from tests.small import small_batch, small_model
 
 

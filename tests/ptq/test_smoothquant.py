@@ -9,12 +9,12 @@ import pytest
 from flax import traverse_util
 
 from quantizable_flax import QuantSpec, UserError
-from quantizable_flax.attention.gate import KINDS
-from quantizable_flax.models.layers import ResidualScale
-from quantizable_flax.models.registry import with_config, with_quant
+from quantizable_flax.models.build import with_config, with_quant
+from quantizable_flax.models.transformer import ResidualScale
+from quantizable_flax.nn.gate import KINDS
 from quantizable_flax.ptq import smoothquant
+from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.ptq.smoothquant import SMALLEST, smooth, smoothing_factors
-from quantizable_flax.quantization.calibration import calibrate
 from tests.small import small_batch, small_model
 
 MODELS = {

@@ -10,9 +10,9 @@ from flax import traverse_util
 
 from quantizable_flax import build_model
 from quantizable_flax.interop import from_state_dict
+from quantizable_flax.models.build import with_quant
 from quantizable_flax.models.losses import token_scores
-from quantizable_flax.models.registry import with_quant
-from quantizable_flax.quantization.calibration import calibrate, unknown_ranges
+from quantizable_flax.ptq.calibrate import calibrate, unknown_ranges
 from quantizable_flax.quantization.ranges import Range
 from tests.helpers import INPUTS, Golden, batch_of, config_of, golden
 from tests.quantization.original_sites import our_site, our_spec

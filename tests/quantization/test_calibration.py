@@ -10,12 +10,12 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from quantizable_flax import UserError, default_config
-from quantizable_flax.models.registry import with_quant
-from quantizable_flax.quantization.calibration import calibrate, calibrate_step
+from quantizable_flax.models.build import with_quant
+from quantizable_flax.ptq.calibrate import calibrate, calibrate_step
 from quantizable_flax.quantization.estimators import empty, update
 from quantizable_flax.quantization.ranges import squared_error
 from quantizable_flax.quantization.sites import Site
-from quantizable_flax.training.sharding import make_mesh
+from quantizable_flax.runtime.mesh import make_mesh
 from tests.helpers import batch_of, deviation, golden, golden_names
 from tests.quantization.golden_case import EVALUATION, Case, load
 

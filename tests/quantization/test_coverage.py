@@ -9,8 +9,8 @@ import pytest
 from flax import traverse_util
 
 from quantizable_flax import QuantSpec, build_model
-from quantizable_flax.models.registry import with_quant
-from quantizable_flax.quantization.calibration import unknown_ranges
+from quantizable_flax.models.build import with_quant
+from quantizable_flax.ptq.calibrate import unknown_ranges
 from quantizable_flax.quantization.spec import parse_setup
 from tests.small import small_batch, small_config, small_model
 

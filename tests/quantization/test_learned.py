@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from quantizable_flax import QuantSpec
-from quantizable_flax.models.registry import with_quant
+from quantizable_flax.models.build import with_quant
+from quantizable_flax.ptq.calibrate import calibrate, with_grids
 from quantizable_flax.ptq.int8 import to_int8
-from quantizable_flax.quantization.calibration import calibrate, with_grids
 from quantizable_flax.quantization.grid import MIN_MAX, make_grid
 from quantizable_flax.quantization.learned import begin, learned_grid, without_grids
 from quantizable_flax.quantization.tensor import fake_quantize

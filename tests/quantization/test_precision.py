@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from quantizable_flax import QuantSpec
-from quantizable_flax.exporting import make_program
-from quantizable_flax.models.registry import with_config, with_quant
+from quantizable_flax.checkpoint.export import make_program
+from quantizable_flax.models.build import with_config, with_quant
+from quantizable_flax.ptq.calibrate import calibrate_step, unknown_ranges
 from quantizable_flax.ptq.int8 import to_int8
-from quantizable_flax.quantization.calibration import calibrate_step, unknown_ranges
 from quantizable_flax.quantization.grid import Grid
 from quantizable_flax.quantization.tensor import product, quantize
 from tests.small import FAMILIES, small_batch, small_model

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from quantizable_flax import QuantSpec
-from quantizable_flax.models.registry import with_quant
+from quantizable_flax.models.build import with_quant
+from quantizable_flax.nn.layers import Dense
 from quantizable_flax.quantization.grid import make_grid
-from quantizable_flax.quantization.layers import Dense
 from quantizable_flax.quantization.sites import RANGES, Site
 from quantizable_flax.quantization.tensor import fake_quantize, quantize, quantize_int8, values
 from tests.ptq.int8_case import check_agreement, inputs_of, make_case

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from quantizable_flax import QuantSpec, UserError
-from quantizable_flax.models.registry import with_quant
-from quantizable_flax.quantization.calibration import calibrate
+from quantizable_flax.models.build import with_quant
+from quantizable_flax.nn.layers import Dense
+from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.quantization.grid import make_grid
-from quantizable_flax.quantization.layers import Dense
 from quantizable_flax.quantization.sites import Site, WeightSite
 from quantizable_flax.quantization.statistics import inf_norm, kurtosis
 from quantizable_flax.quantization.tensor import fake_quantize, values

@@ -3,7 +3,7 @@
 import pytest
 
 from quantizable_flax import QuantSpec, UserError, build_model
-from quantizable_flax.models.registry import with_quant
+from quantizable_flax.models.build import with_quant
 from quantizable_flax.quantization.spec import parse_bits, parse_setup
 from tests.small import small_config
 

@@ -11,12 +11,13 @@ import numpy as np
 from absl import app, flags
 from jax.experimental import multihost_utils
 
-from quantizable_flax.data import make_task, train_iterator
-from quantizable_flax.training import distributed
-from quantizable_flax.training.sharding import batch_share, make_mesh, put_batch
+from quantizable_flax.data.pipeline import train_iterator
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.runtime import hosts
+from quantizable_flax.runtime.mesh import batch_share, make_mesh, put_batch
 from tests.tiny import tiny_config
 
-distributed.define_flags()
+hosts.define_flags()
 TEXT = flags.DEFINE_string("text", None, "Folder with the text.")
 OUT = flags.DEFINE_string("out", None, "Folder to write to.")
 MESHES = flags.DEFINE_list("meshes", [], "Meshes, e.g. 2-1-1.")
@@ -33,13 +34,13 @@ def batches(folder: Path, mesh) -> list[dict[str, np.ndarray]]:
 
 
 def main(_: list[str]) -> None:
-    with distributed.joined():
+    with hosts.joined():
         for name in MESHES.value:
             sizes = tiny_config(Path(TEXT.value)).mesh
             sizes.data, sizes.fsdp, sizes.tensor = map(int, name.split("-"))
             mesh = make_mesh(sizes)
             found = batches(Path(TEXT.value), mesh)
-            if distributed.is_first():
+            if hosts.is_first():
                 arrays = {
                     f"{key}/{i}": x for i, batch in enumerate(found) for key, x in batch.items()
                 }

@@ -11,9 +11,9 @@ import sys
 import jax
 import numpy as np
 
-from quantizable_flax.models.registry import build_model
+from quantizable_flax.models.build import build_model
+from quantizable_flax.runtime.mesh import make_mesh, put_batch
 from quantizable_flax.training.optimizer import make_optimizer
-from quantizable_flax.training.sharding import make_mesh, put_batch
 from quantizable_flax.training.step import init_state, make_train_step
 from tests.tiny import tiny_config
 from tests.training.test_step import NO_DROPOUT, losses, random_batch

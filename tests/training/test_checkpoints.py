@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from etils import epath
 
+from quantizable_flax.checkpoint import store
+from quantizable_flax.checkpoint.load import load_run
+from quantizable_flax.checkpoint.state import TrainState
 from quantizable_flax.errors import UserError
-from quantizable_flax.loading import load_run
-from quantizable_flax.training import checkpoint
 from quantizable_flax.training.loop import train
 from quantizable_flax.training.run import Run
-from quantizable_flax.training.step import TrainState
 from tests.tiny import tiny_config
 
 
@@ -29,7 +29,7 @@ def test_last_and_every_so_many_are_kept(tmp_path, keep_every, expected):
         checkpoint__keep_every=keep_every,
     )
     train(config, str(tmp_path / "run"))
-    assert checkpoint.saved_steps(epath.Path(tmp_path / "run")) == expected
+    assert store.saved_steps(epath.Path(tmp_path / "run")) == expected
 
 
 @pytest.mark.parametrize("keep_every", [-10, 15])
@@ -66,15 +66,15 @@ def test_failed_save_stops_the_run_and_is_no_checkpoint(tmp_path, monkeypatch, n
     with pytest.raises(UserError, match=r"step 40 could not be written .* step 20 is kept"):
         train(config, str(tmp_path / "run"))
     assert reached in ([20, 40], [20, 40, 60])  # at the latest the save after it is not begun
-    assert checkpoint.saved_steps(epath.Path(tmp_path / "run")) == [20]
+    assert store.saved_steps(epath.Path(tmp_path / "run")) == [20]
     assert load_run(str(tmp_path / "run")).info["step"] == 20
 
 
 def test_failed_save_surfaces_without_another_one(tmp_path, no_room):
     values = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(100, 100)))}
     state = TrainState(jnp.int32(5), values, values)
-    notes = checkpoint.Notes({}, {}, {}, {"step": 5})
-    checkpoints = checkpoint.Checkpoints(epath.Path(tmp_path), keep=1)
+    notes = store.Notes({}, {}, {}, {"step": 5})
+    checkpoints = store.Checkpoints(epath.Path(tmp_path), keep=1)
     checkpoints.check()  # nothing has been saved, nothing has failed
     no_room()
     checkpoints.save(state, notes)

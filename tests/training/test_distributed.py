@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from quantizable_flax.data import Share
+from quantizable_flax.checkpoint import resume
+from quantizable_flax.data.share import Share
 from quantizable_flax.errors import UserError
-from quantizable_flax.training import distributed, resume
-from quantizable_flax.training.sharding import AXES, batch_share
+from quantizable_flax.runtime import hosts as distributed
+from quantizable_flax.runtime.mesh import AXES, batch_share
 
 
 def mesh(shape: tuple[int, ...], hosts: list[int]):

@@ -8,9 +8,9 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from quantizable_flax.checkpoint import store
+from quantizable_flax.checkpoint.load import load_run
 from quantizable_flax.errors import UserError
-from quantizable_flax.loading import load_run
-from quantizable_flax.training import checkpoint
 from quantizable_flax.training.loop import train
 from tests.tiny import tiny_config, write_text
 from tests.training.test_resume import assert_bitwise_equal, saved, start, wait_for
@@ -89,7 +89,7 @@ def test_killed_run_is_bitwise_the_whole_one(finished, tmp_path):
     wait_for(tmp_path / "run" / "checkpoints" / "40", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    for step in checkpoint.saved_steps(epath.Path(tmp_path / "run")):
+    for step in store.saved_steps(epath.Path(tmp_path / "run")):
         if step > 40:
             epath.Path(tmp_path / "run" / "checkpoints" / str(step)).rmtree()
     train(tiny_config(folder, family, **changes), str(tmp_path / "run"))
@@ -145,7 +145,7 @@ def test_corrupt_image_names_its_file_and_loses_nothing(tmp_path):
         config.train.steps = 40
     with pytest.raises(UserError, match=r"dog.\d+\.png"):
         train(config, str(tmp_path / "run"))
-    assert checkpoint.saved_steps(epath.Path(tmp_path / "run")) == [4]
+    assert store.saved_steps(epath.Path(tmp_path / "run")) == [4]
 
 
 def test_class_folder_without_images_and_wrong_count(tmp_path):

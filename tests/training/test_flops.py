@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from quantizable_flax.config import default_config
-from quantizable_flax.models.registry import build_model
-from quantizable_flax.training.chips import CHIPS, chip_of
-from quantizable_flax.training.flops import example_flops, step_flops
+from quantizable_flax.models.build import build_model
+from quantizable_flax.models.flops import example_flops, step_flops
+from quantizable_flax.runtime.chips import CHIPS, chip_of
 
 BATCH, TOKENS, WIDTH, LAYERS = 2, 64, 512, 2
 # XLA also counts elementwise work, which falls as 1 / width: the erf of GELU is most of it, and

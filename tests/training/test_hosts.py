@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from quantizable_flax.data import make_task, train_iterator
-from quantizable_flax.evaluator import Evaluator
-from quantizable_flax.loading import load_run
-from quantizable_flax.training import checkpoint
+from quantizable_flax.checkpoint import store
+from quantizable_flax.checkpoint.load import load_run
+from quantizable_flax.data.pipeline import train_iterator
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.evaluation.study import Evaluator
 from quantizable_flax.training.loop import train
 from tests.tiny import flags, tiny_config
 from tests.training.hosts import Hosts, arrays, free_port
@@ -149,9 +150,9 @@ def test_a_signal_to_one_process_stops_all_at_the_same_saved_step(alone, tmp_pat
     if number == signal.SIGINT:
         expected[target] = 130
     assert [one.status for one in ended] == expected, ended[0].stderr + ended[1].stderr
-    newest = checkpoint.saved_steps(epath.Path(tmp_path / "run"))[0]
+    newest = store.saved_steps(epath.Path(tmp_path / "run"))[0]
     assert f"step {newest} is saved" in ended[0].stderr
-    notes = checkpoint.read_notes(epath.Path(tmp_path / "run"), newest)
+    notes = store.read_notes(epath.Path(tmp_path / "run"), newest)
     assert notes.data["next_index"] == notes.info["step"] == newest
     opt_state = jax.tree.leaves_with_path(arrays(tmp_path / "run", newest)["opt_state"])
     counts = {int(x) for path, x in opt_state if "count" in jax.tree_util.keystr(path)}

@@ -14,11 +14,11 @@ import jax
 import pytest
 from etils import epath
 
+from quantizable_flax.checkpoint.lock import Lock, held
+from quantizable_flax.checkpoint.lock_file import FILE, BucketFile, LocalFile
+from quantizable_flax.checkpoint.owner import Owner
 from quantizable_flax.errors import UserError
-from quantizable_flax.training.lock import Lock, held
-from quantizable_flax.training.lock_file import FILE, BucketFile, LocalFile
 from quantizable_flax.training.loop import train
-from quantizable_flax.training.owner import Owner
 from tests.tiny import flags, tiny_config
 from tests.training.hosts import Hosts
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys
 from etils import epath
-from quantizable_flax.training.lock import held
+from quantizable_flax.checkpoint.lock import held
 with held(epath.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

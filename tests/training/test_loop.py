@@ -6,9 +6,9 @@ import pytest
 from etils import epath
 
 import quantizable_flax as qf
+from quantizable_flax.checkpoint import store
 from quantizable_flax.config import from_dict
 from quantizable_flax.data.pipeline import EvalBatches
-from quantizable_flax.training import checkpoint
 from quantizable_flax.training.loop import train
 from quantizable_flax.training.run import DivergedError
 from tests.tiny import tiny_config
@@ -95,7 +95,7 @@ def test_tensorboard_files_hold_the_scalars(run):
 
 
 def test_checkpoint_explains_itself(run):
-    notes = checkpoint.read_notes(epath.Path(run), 80)
+    notes = store.read_notes(epath.Path(run), 80)
     assert from_dict(notes.config).model.attention.gate == "mlp"
     assert notes.info["step"] == 80
     assert notes.info["versions"]["jax"]
@@ -107,7 +107,7 @@ def test_checkpoint_explains_itself(run):
 
 def test_keep_limits_the_checkpoints(tmp_path):
     train(tiny_config(tmp_path, checkpoint__every=10, checkpoint__keep=3), str(tmp_path / "run"))
-    assert checkpoint.saved_steps(epath.Path(tmp_path / "run")) == [80, 70, 60]
+    assert store.saved_steps(epath.Path(tmp_path / "run")) == [80, 70, 60]
 
 
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -115,7 +115,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     config = tiny_config(tmp_path, optimizer__learning_rate=1e30, optimizer__warmup_steps=0)
     with pytest.raises(DivergedError, match="the checkpoint of step 40 is kept"):
         train(config, str(tmp_path / "run"))
-    assert checkpoint.saved_steps(epath.Path(tmp_path / "run")) == [40]
+    assert store.saved_steps(epath.Path(tmp_path / "run")) == [40]
     qf.load(str(tmp_path / "run"))
 
 

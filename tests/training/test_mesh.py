@@ -13,9 +13,9 @@ import pytest
 
 from quantizable_flax import default_config
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.registry import build_model
-from quantizable_flax.sharding import AXES, constrain, on_mesh
-from quantizable_flax.training.sharding import check_batch, check_sizes, make_mesh
+from quantizable_flax.models.build import build_model
+from quantizable_flax.nn.partition import AXES, constrain, on_mesh
+from quantizable_flax.runtime.mesh import check_batch, check_sizes, make_mesh
 from tests.tiny import tiny_config
 from tests.training.hosts import with_devices
 from tests.training.mesh_case import CHUNK, VOCAB

@@ -9,11 +9,11 @@ import types
 import pytest
 from etils import epath
 
+from quantizable_flax.runtime.profiling import Profile
+from quantizable_flax.runtime.progress import Clock, Progress
 from quantizable_flax.training import appended, events
 from quantizable_flax.training.appended import UPLOAD_SECONDS, Appended
 from quantizable_flax.training.metric_files import MetricWriter, Restart
-from quantizable_flax.training.metrics import Clock, Progress
-from quantizable_flax.training.profiling import Profile
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from etils import epath
 
 from quantizable_flax.errors import UserError
+from quantizable_flax.runtime.profiling import ON_SIGNAL, Profile, parse_steps
+from quantizable_flax.runtime.progress import Clock
 from quantizable_flax.training.loop import train
-from quantizable_flax.training.metrics import Clock
-from quantizable_flax.training.profiling import ON_SIGNAL, Profile, parse_steps
 from tests.tiny import tiny_config
 
 

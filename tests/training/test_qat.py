@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 
 import quantizable_flax as qf
-from quantizable_flax.data import eval_batches, make_task
+from quantizable_flax.checkpoint.load import load_run
+from quantizable_flax.data.pipeline import eval_batches
+from quantizable_flax.data.tasks import make_task
 from quantizable_flax.errors import UserError
-from quantizable_flax.evaluation import evaluate, make_eval_step
-from quantizable_flax.loading import load_run
-from quantizable_flax.models.registry import with_quant
-from quantizable_flax.quantization.calibration import (
-    calibrate,
-    with_weight_ranges,
-)
-from quantizable_flax.training import qat
+from quantizable_flax.evaluation.step import evaluate, make_eval_step
+from quantizable_flax.models.build import with_quant
+from quantizable_flax.ptq.calibrate import calibrate, with_weight_ranges
+from quantizable_flax.ptq.trained import trained_spec
 from quantizable_flax.training.loop import train
 from tests.tiny import tiny_config
 from tests.training.test_resume import assert_bitwise_equal, saved
@@ -94,7 +92,7 @@ def validation_loss(model, params, ranges, config) -> float:
 def after_training(folder):
     """Validation loss of the float run after calibration at the same bits."""
     float_run, config = load_run(str(folder / "float")), trained_config(folder, "running")
-    model = with_quant(float_run.model, qat.trained_spec(config))
+    model = with_quant(float_run.model, trained_spec(config))
     batches = eval_batches(
         make_task(config), split="train", batch_size=8, num_batches=2, seed=0, full=True
     )
@@ -111,7 +109,7 @@ def test_training_wins_back_most_of_what_rounding_costs(folder, run, after_train
 
 def test_loaded_run_is_what_validation_saw(folder, run, mode):
     loaded, config = load_run(str(run)), trained_config(folder, mode)
-    model = with_quant(loaded.model, qat.trained_spec(config))
+    model = with_quant(loaded.model, trained_spec(config))
     loss = validation_loss(model, loaded.params, loaded.ranges, config)
     assert loss == pytest.approx(lines(run, "validation")[-1]["loss"], rel=1e-5)
     assert (loaded.ranges is not None) == (mode == "running")
@@ -128,7 +126,7 @@ def test_ranges_move_and_those_of_weights_are_of_the_saved_weights(folder, run, 
         assert grid["zero"] != np.round(grid["zero"])
         assert not (run / "checkpoints" / "40" / "ranges").exists()
         return
-    model = with_quant(loaded.model, qat.trained_spec(loaded.config))
+    model = with_quant(loaded.model, trained_spec(loaded.config))
     refresh = jax.jit(functools.partial(with_weight_ranges, model))
     fresh = refresh(loaded.params, loaded.ranges)
     assert_bitwise_equal(fresh, loaded.ranges)

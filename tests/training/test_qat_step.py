@@ -10,14 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from quantizable_flax.data import make_task
-from quantizable_flax.quantization.calibration import (
-    calibrate_step,
-    with_weight_ranges,
-)
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.ptq.calibrate import calibrate_step, with_weight_ranges
+from quantizable_flax.ptq.trained import model_to_train
+from quantizable_flax.runtime.mesh import make_mesh, put_batch
 from quantizable_flax.training import qat
 from quantizable_flax.training.optimizer import make_optimizer
-from quantizable_flax.training.sharding import make_mesh, put_batch
 from quantizable_flax.training.step import init_state, make_train_step
 from tests.tiny import tiny_config
 from tests.training.hosts import with_devices
@@ -30,7 +28,7 @@ def bert_state(tmp_path, mode: str, devices=None, **changes):
     keys = {"quant__train": True, **NO_DROPOUT, **MODES[mode], **changes}
     config = tiny_config(tmp_path, **keys)
     mesh = make_mesh(config.mesh, devices)
-    model, optimizer = qat.model_to_train(config), make_optimizer(config, 80)
+    model, optimizer = model_to_train(config), make_optimizer(config, 80)
     state = init_state(
         model, optimizer, model.example_batch(), 0, mesh, learned_ranges=mode == "learned"
     )

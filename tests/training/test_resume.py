@@ -15,9 +15,10 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
+from quantizable_flax.checkpoint import resume, store
 from quantizable_flax.config import default_config
 from quantizable_flax.errors import UserError
-from quantizable_flax.training import checkpoint, events, resume
+from quantizable_flax.training import events
 from quantizable_flax.training.loop import train
 from quantizable_flax.training.run import Run
 from tests.tiny import flags, tiny_config, write_text
@@ -33,7 +34,7 @@ def saved(workdir, step: int) -> dict:
             name: reader.restore(Path(workdir) / "checkpoints" / str(step) / name)
             for name in ("params", "opt_state")
         }
-    return {**arrays, "data": checkpoint.read_notes(epath.Path(workdir), step).data}
+    return {**arrays, "data": store.read_notes(epath.Path(workdir), step).data}
 
 
 def assert_bitwise_equal(left, right):
@@ -78,7 +79,7 @@ def test_killed_run_resumes_bitwise(finished, tmp_path):
     wait_for(tmp_path / "run" / "checkpoints" / "40", process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    for step in checkpoint.saved_steps(epath.Path(tmp_path / "run")):
+    for step in store.saved_steps(epath.Path(tmp_path / "run")):
         if step > 40:
             shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
 
@@ -114,7 +115,7 @@ def test_sigterm_saves_the_step_and_exits_0(finished, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr.decode()
-    newest = checkpoint.saved_steps(epath.Path(tmp_path / "run"))[0]
+    newest = store.saved_steps(epath.Path(tmp_path / "run"))[0]
     assert f"step {newest} is saved" in stderr.decode()
 
 
@@ -156,7 +157,7 @@ def test_signal_during_validation_is_saved_with_the_next_step(finished, tmp_path
     monkeypatch.setattr(Run, "validate", interrupted)
     config = tiny_config(folder, train__eval_every=5, checkpoint__every=1000)
     train(config, str(tmp_path / "run"))
-    (step,) = checkpoint.saved_steps(epath.Path(tmp_path / "run"))
+    (step,) = store.saved_steps(epath.Path(tmp_path / "run"))
     assert step in (5, 6)
 
 
@@ -198,7 +199,7 @@ def test_clipping_may_be_switched_off_in_a_continued_run(finished, tmp_path):
     folder, _ = finished
     train(tiny_config(folder, train__steps=40), str(tmp_path / "run"))
     train(tiny_config(folder, optimizer__clip_norm=0.0), str(tmp_path / "run"))
-    assert checkpoint.saved_steps(epath.Path(tmp_path / "run"))[0] == 80
+    assert store.saved_steps(epath.Path(tmp_path / "run"))[0] == 80
 
 
 def test_all_damaged_is_one_sentence_and_touches_nothing(finished, tmp_path):

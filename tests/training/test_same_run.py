@@ -6,10 +6,10 @@ import json
 import pytest
 from etils import epath
 
+from quantizable_flax.checkpoint import resume, same_data
 from quantizable_flax.config import default_config, to_json
-from quantizable_flax.data import Task
+from quantizable_flax.data.task import Task
 from quantizable_flax.errors import UserError
-from quantizable_flax.training import resume, same_data
 
 WORKDIR = epath.Path("/runs/x")
 

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from quantizable_flax.models.registry import build_model
+from quantizable_flax.models.build import build_model
+from quantizable_flax.runtime.mesh import make_mesh, put_batch
 from quantizable_flax.training.optimizer import make_optimizer
-from quantizable_flax.training.sharding import make_mesh, put_batch
 from quantizable_flax.training.step import init_state, make_train_step
 from tests.tiny import tiny_config
 

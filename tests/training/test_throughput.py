@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from quantizable_flax.config import default_config
-from quantizable_flax.training import metrics, throughput
-from quantizable_flax.training.flops import step_flops
-from quantizable_flax.training.metrics import Progress, duration, readable
-from quantizable_flax.training.throughput import Throughput, memory
+from quantizable_flax.models.flops import step_flops
+from quantizable_flax.runtime import progress as metrics
+from quantizable_flax.runtime import throughput
+from quantizable_flax.runtime.progress import Progress, duration, readable
+from quantizable_flax.runtime.throughput import Throughput, memory
 
 
 @pytest.fixture

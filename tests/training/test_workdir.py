@@ -9,10 +9,10 @@ from etils import epath
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
+from quantizable_flax.checkpoint.load import load_run
 from quantizable_flax.errors import UserError
-from quantizable_flax.loading import load_run
+from quantizable_flax.runtime.workdir import check_writable
 from quantizable_flax.training.loop import train
-from quantizable_flax.training.workdir import check_writable
 from tests.tiny import tiny_config
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from quantizable_flax.data.images.digits import open_digits
 from quantizable_flax.data.images.files import FileDataset, expand
 from quantizable_flax.data.images.pool import Pool
-from quantizable_flax.data.images.tfds_images import TfdsDataset
+from quantizable_flax.data.images.tfds import TfdsDataset
 from quantizable_flax.data.paths import check_disjoint
 from quantizable_flax.errors import UserError, nearest
 

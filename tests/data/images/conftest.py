@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from quantizable_flax.defaults import data_defaults, model_defaults
+from quantizable_flax.config.defaults import data_defaults, model_defaults
 from quantizable_flax.errors import UserError
 
 AUGMENT = {

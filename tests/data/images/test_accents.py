@@ -5,8 +5,8 @@ import unicodedata
 import numpy as np
 import pytest
 
-from quantizable_flax.data.images import ImageTask
 from quantizable_flax.data.images.files import FileDataset
+from quantizable_flax.data.images.task import ImageTask
 from tests.data.images.conftest import elements, expect_error, make_config, pngs, write_folder
 
 NAMES = ("zèbre", "épagneul", "chat", "ウグイス", "ガ")  # apart, é and ガ sort before z and ウグ

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import quantizable_flax.data.images
-from quantizable_flax.data.images import ImageTask
+from quantizable_flax.data.images.task import ImageTask
 from quantizable_flax.data.pipeline import eval_batches, train_iterator
 from quantizable_flax.data.share import Share
 from tests.data.images.conftest import (

@@ -6,11 +6,12 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from quantizable_flax.checkpoint import resume
 from quantizable_flax.config import default_config
-from quantizable_flax.data.images import ImageTask, stand_ins
+from quantizable_flax.data.images import stand_ins
+from quantizable_flax.data.images.task import ImageTask
 from quantizable_flax.data.pipeline import eval_batches, train_iterator
 from quantizable_flax.errors import UserError
-from quantizable_flax.training import resume
 from tests.data.images.conftest import (
     AUGMENT,
     elements,

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from quantizable_flax.data.images import ImageTask
+from quantizable_flax.data.images.task import ImageTask
 from quantizable_flax.data.task import Task
 from tests.data.images.conftest import (
     elements,

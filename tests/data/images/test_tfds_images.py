@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from quantizable_flax.data.images import ImageTask
+from quantizable_flax.data.images.task import ImageTask
 from tests.data.images.conftest import (
     elements,
     encode,

@@ -1,1 +1,0 @@
-"""Outlier statistics and the report."""

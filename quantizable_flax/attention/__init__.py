@@ -1,1 +1,0 @@
-"""The contribution: clipped softmax and gated attention."""

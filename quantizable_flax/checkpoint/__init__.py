@@ -1,0 +1,1 @@
+"""A run's folder: checkpoints, what they say of themselves, the lock, loading and exporting."""

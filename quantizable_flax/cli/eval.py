@@ -1,0 +1,190 @@
+"""eval.py: tables, reports, sensitivity and INT8 exports of runs."""
+
+import contextlib
+import logging
+
+import jax
+from absl import flags
+
+from quantizable_flax.checkpoint import export
+from quantizable_flax.checkpoint.load import (
+    Run,
+    load_run,
+    override_run,
+    row_names,
+    validation_history,
+)
+from quantizable_flax.cli import program
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.evaluation import tables
+from quantizable_flax.evaluation.report import Subject, report, sensitivity_report
+from quantizable_flax.evaluation.study import Evaluator, result_row
+from quantizable_flax.ptq.settings import Setting, check_spec, make_spec, parse_setting
+from quantizable_flax.quantization.spec import BACKENDS
+from quantizable_flax.runtime import hosts, terminal
+from quantizable_flax.runtime.compilation_cache import use_compilation_cache
+
+logger = logging.getLogger("quantizable_flax.eval")
+
+FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # --help shows them as those of the program
+
+
+def define_flags() -> None:
+    """Declares the flags; not on import, for programs have flags of the same names."""
+    flags.DEFINE_multi_string("workdir", [], "A run to evaluate; give it several times.")
+    flags.DEFINE_list(
+        "quant",
+        ["w8a8"],
+        "Settings, e.g. w8a8,w6a6,w4a8+mse,w8,a8,w8a8+token,w8a8+smooth=0.5; none for floating "
+        "point only. --quant.KEY=VALUE is short for --config.quant.KEY=VALUE.",
+    )
+    flags.DEFINE_string(
+        "backend", "simulated", "simulated in float32, or int8: products of integers through AQT."
+    )
+    flags.DEFINE_integer(
+        "calibration_seeds",
+        3,
+        "Calibrate this many times on other batches, for mean and deviation.",
+    )
+    flags.DEFINE_bool(
+        "sensitivity",
+        False,
+        "Instead rank the sites by what each costs when it alone is quantized.",
+    )
+    flags.DEFINE_string(
+        "export_int8",
+        None,
+        "Instead write an INT8 checkpoint and a StableHLO program to this folder.",
+    )
+    flags.DEFINE_integer("export_batch_size", 8, "Batch size of that program.")
+    flags.DEFINE_string("json", None, "Also write the rows to this JSON file.")
+    flags.DEFINE_string("report", None, "Also write an HTML report with pictures.")
+    flags.DEFINE_string("markdown", None, "Also write the table to this Markdown file.")
+    hosts.define_flags()
+
+
+def main(arguments: list[str]) -> None:
+    """Prints one table of all workdirs; `--config.a.b=value` overrides each run's configuration."""
+    overrides = [a for a in arguments[1:] if a.lstrip("-").startswith(program.OVERRIDES)]
+    program.reject_rest([a for a in arguments if a not in overrides])
+    workdirs = program.required("workdir", FLAGS.workdir)
+    settings = [] if FLAGS.quant == ["none"] else [parse_setting(name) for name in FLAGS.quant]
+    check_choice("--backend", FLAGS.backend, BACKENDS)
+    if FLAGS.calibration_seeds < 1:
+        raise UserError(f"--calibration_seeds must be at least 1, found {FLAGS.calibration_seeds}.")
+    use_compilation_cache()
+    with hosts.joined():
+        _run(workdirs, settings, overrides)
+
+
+def _run(workdirs: list[str], settings: list[Setting], overrides: list[str]) -> None:
+    runs = {workdir: load_run(workdir) for workdir in workdirs}
+    for workdir, run in runs.items():  # every mistake shows before the first minute is spent
+        override_run(run, overrides)
+        if run.is_int8 and (settings or FLAGS.sensitivity or FLAGS.export_int8):
+            raise UserError(f"{workdir} is an INT8 model already: evaluate it with --quant=none.")
+        for setting in settings:
+            check_spec(run.model, make_spec(run.config, setting))
+    if FLAGS.export_int8 or FLAGS.sensitivity:
+        run, setting = _one(
+            "--export_int8" if FLAGS.export_int8 else "--sensitivity", runs, settings
+        )
+        if FLAGS.export_int8:
+            _export(run, setting, FLAGS.export_int8)
+        else:
+            _rank(run, setting)
+    else:
+        _evaluate(runs, settings)
+
+
+def _evaluate(runs: dict[str, Run], settings: list[Setting]) -> None:
+    subjects, columns = [], [setting.name for setting in settings]
+    for name, (workdir, run) in zip(row_names(runs), runs.items(), strict=True):
+        logger.info("%s: step %d of %s", name, run.info["step"], workdir)
+        evaluator = _evaluator(run)
+        row = result_row(
+            name,
+            run.config,
+            evaluator,
+            settings,
+            FLAGS.calibration_seeds,
+            run.info,
+            FLAGS.backend,
+        )
+        history = validation_history(workdir, evaluator.metric.name)
+        subjects.append(Subject(row, evaluator.fp.sites, history))
+    if not hosts.is_first():
+        return
+    rows = [subject.row for subject in subjects]
+    with contextlib.ExitStack() as outputs:  # from the last to the first, whichever fails
+        outputs.callback(tables.print_table, rows, columns)
+        if FLAGS.report:
+            outputs.callback(_write_report, subjects, columns, FLAGS.report)
+        if FLAGS.markdown:
+            outputs.callback(tables.write_text, tables.markdown(rows, columns), FLAGS.markdown)
+        if FLAGS.json:
+            outputs.callback(tables.write_json, rows, FLAGS.json)
+
+
+def _write_report(subjects: list[Subject], columns: list[str], path: str) -> None:
+    tables.write_text(report(subjects, columns), path)
+
+
+def _rank(run: Run, setting: Setting) -> None:
+    costs = _evaluator(run).sensitivity(setting)
+    if not hosts.is_first():
+        return
+    name = run.config.name or run.config.model.name
+    with contextlib.ExitStack() as outputs:
+        outputs.callback(tables.print_costs, costs)
+        if FLAGS.report:
+            page = sensitivity_report(name, setting.name, costs)
+            outputs.callback(tables.write_text, page, FLAGS.report)
+        if FLAGS.json:
+            outputs.callback(tables.write_json, [cost._asdict() for cost in costs], FLAGS.json)
+
+
+def _export(run: Run, setting: Setting, path: str) -> None:
+    if jax.process_count() > 1:
+        raise UserError(
+            f"--export_int8 is the work of one process, found {jax.process_count()}: run it on one "
+            "host with --num_processes=1."
+        )
+    folder = export.check_folder(path)
+    if FLAGS.export_batch_size < 1:
+        raise UserError(f"--export_batch_size must be at least 1, found {FLAGS.export_batch_size}.")
+    sizes = export.export_int8(
+        folder,
+        *_evaluator(run).int8(setting),
+        run.notes,
+        batch_size=FLAGS.export_batch_size,
+        seq_len=run.config.data.get("seq_len"),
+        float32_bytes=export.size_in_bytes(run.params),
+    )
+    with terminal.printing():
+        print(
+            f"Wrote {folder}: parameters {sizes.int8 / 1e6:.1f} MB, program {export.PROGRAM} "
+            f"{sizes.program / 1e6:.1f} MB; in float32 they are {sizes.float32 / 1e6:.1f} MB "
+            f"({sizes.int8 / sizes.float32:.3f} and {sizes.program / sizes.float32:.3f} of it)."
+        )
+
+
+def _one(flag: str, runs: dict[str, Run], settings: list[Setting]) -> tuple[Run, Setting]:
+    if len(runs) != 1 or len(settings) != 1:
+        raise UserError(
+            f"{flag} takes one --workdir and one --quant setting, found {len(runs)} and "
+            f"{len(settings)}."
+        )
+    return next(iter(runs.values())), settings[0]
+
+
+def _evaluator(run: Run) -> Evaluator:
+    return Evaluator(run, make_task(run.config, run.assets))
+
+
+def run() -> None:
+    """The command line."""
+    define_flags()
+    program.run(main, unknown_prefix=program.OVERRIDES)

@@ -1,0 +1,1 @@
+"""Metrics, outliers, the study of a run, tables and reports."""

@@ -1,0 +1,203 @@
+"""All figures of a trained run: floating point, and post-training quantization in any setting."""
+
+import functools
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from quantizable_flax.checkpoint.load import Run
+from quantizable_flax.config import default_config
+from quantizable_flax.data.calibration_batches import calibration_batches
+from quantizable_flax.data.pipeline import eval_batches
+from quantizable_flax.data.share import WHOLE
+from quantizable_flax.data.task import Task
+from quantizable_flax.evaluation.outliers import outlier_sites
+from quantizable_flax.evaluation.step import Metrics, evaluate, make_eval_step
+from quantizable_flax.models.build import attention_label, check_length, with_config, with_quant
+from quantizable_flax.ptq.calibrate import calibrate
+from quantizable_flax.ptq.int8 import count_products, to_int8
+from quantizable_flax.ptq.sensitivity import SiteCost, sensitivity
+from quantizable_flax.ptq.settings import Setting, make_spec, parse_setting
+from quantizable_flax.ptq.smoothquant import smooth
+from quantizable_flax.quantization.learned import without_grids
+from quantizable_flax.runtime.mesh import batch_share, make_mesh, put_batch, put_whole
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+
+
+class Evaluator:
+    """All figures of one trained model: floating point once, then any number of quantized setups.
+
+    Everything is computed in float32, whatever dtype the run was trained in: on a grid the rounding
+    of bfloat16 would be measured along with that of INT8.
+
+    Batches are split over all devices of all processes, which hold the model whole; calibration is
+    not, every process repeats it.
+
+    Attributes:
+      config: of the run, with the data to evaluate on.
+      metric: the model's, e.g. perplexity.
+    """
+
+    def __init__(self, run: Run, task: Task):
+        config, model = run.config, run.model
+        check_length(config)
+        self.config, self._run, self._task = config, run, task
+        self._params = run.params if run.is_int8 else without_grids(run.params)
+        self._model = with_config(model, dtype=jnp.float32)
+        if not run.is_int8:
+            self._model = with_quant(self._model, None)
+        self.metric = model.metric
+        several = jax.device_count() > 1
+        self._mesh = make_mesh(default_config().mesh) if several else None
+        self._batches = eval_batches(
+            task,
+            batch_size=config.eval.batch_size,
+            num_batches=config.eval.batches or None,
+            workers=config.data.workers,
+            share=batch_share(self._mesh) if self._mesh else WHOLE,
+        )
+        self._eval_steps: dict[nn.Module, Callable] = {}
+
+    @functools.cached_property
+    def fp(self) -> Metrics:
+        """The metrics of the model as it was trained, with outliers."""
+        logger.info("evaluating the model as it is")
+        step = make_eval_step(self._model, outlier_sites(self.config))
+        return self._evaluate(self._model, self._params, {}, step, label="evaluating")
+
+    def quantized(self, setting: Setting, seeds: int, backend: str = "simulated") -> list[float]:
+        """The metric in one setting, one per calibration seed 0..seeds-1.
+
+        Settings that look at no data give one value, whatever the seeds.
+        """
+        values: list[float] = []
+        for seed in range(seeds if self._needs_data(setting) else 1):
+            logger.info("evaluating %s, calibration seed %d of %d", setting.name, seed + 1, seeds)
+            model, params, ranges = self.calibrated(setting, seed)
+            if backend == "int8":
+                model, params = to_int8(model, params, ranges)
+                ranges = {}
+                if seed == 0:
+                    counts = count_products(model, params)
+                    logger.info("matrix products: %d of integers, %d in floating point", *counts)
+            metrics = self._evaluate(model, params, ranges, self._step(model), label=setting.name)
+            values.append(metrics.value)
+        return values
+
+    def calibrated(self, setting: Setting, seed: int = 0) -> tuple[nn.Module, Any, Any]:
+        """Returns (model with the setting's spec, params, ranges), calibrated on training data.
+
+        The setting that a run was trained in has its ranges already.
+        """
+        spec, params = make_spec(self.config, setting), self._params
+        model = with_quant(self._model, spec)
+        if self._is_trained(setting):
+            return model, self._run.params, self._run.ranges or {}
+        if setting.smooth is not None:
+            params = smooth(model, params, self._calibration_batches(seed), setting.smooth)
+        batches = self._calibration_batches(seed)
+        if not self._needs_data(setting):
+            batches = itertools.islice(batches, 1)  # the weights alone have ranges
+        return model, params, calibrate(model, params, batches)
+
+    def int8(self, setting: Setting) -> tuple[nn.Module, Any]:
+        """Returns (model, params) that run on integers, of calibration seed 0."""
+        return to_int8(*self.calibrated(setting))
+
+    def sensitivity(self, setting: Setting) -> list[SiteCost]:
+        """What each site of a setting costs when it alone is quantized, dearest first."""
+        spec = make_spec(self.config, setting)
+        return sensitivity(
+            with_quant(self._model, spec),
+            self._params,
+            self._calibration_batches(seed=0),
+            self._batches,
+        )
+
+    def _is_trained(self, setting: Setting) -> bool:
+        trained = self._run.trained_spec
+        return setting.smooth is None and make_spec(self.config, setting) == trained
+
+    def _needs_data(self, setting: Setting) -> bool:
+        """Whether a setting's ranges depend on calibration data."""
+        spec = make_spec(self.config, setting)
+        static = spec.activation_ranges == "static"
+        bits = spec.activation_bits is not None or bool(spec.site_bits)
+        return not self._is_trained(setting) and ((static and bits) or setting.smooth is not None)
+
+    def _step(self, model: nn.Module) -> Callable:
+        if model not in self._eval_steps:
+            self._eval_steps[model] = make_eval_step(model)
+        return self._eval_steps[model]
+
+    def _calibration_batches(self, seed: int) -> Iterable[Batch]:
+        return calibration_batches(self.config, self._task, seed=seed)
+
+    def _evaluate(self, model, params, ranges, step, *, label: str) -> Metrics:
+        place = None
+        if self._mesh is not None:
+            params, ranges = put_whole((params, ranges), self._mesh)
+            place = functools.partial(put_batch, mesh=self._mesh)
+        return evaluate(
+            step,
+            params,
+            self._batches,
+            ranges,
+            metric=self.metric,
+            label=label,
+            place=place,
+            averaging=self.config.eval.perplexity,
+            kurtosis_batches=self.config.eval.kurtosis_batches,
+        )
+
+
+def result_row(
+    name: str,
+    config: ConfigDict,
+    evaluator: Evaluator,
+    settings: Iterable[Setting | str],
+    seeds: int,
+    info: dict,
+    backend: str = "simulated",
+) -> dict[str, Any]:
+    """Returns one table row: figures of the floating-point model and of every setting.
+
+    Keys: name, model, attention, metric, fp, fp_loss, max_inf_norm, avg_kurtosis, steps, seconds
+    (of training), and per setting `w8a8` (mean over calibration seeds) and `w8a8_std` (standard
+    deviation of this sample: nan of one seed, 0 where no seed matters).
+    """
+    row: dict[str, Any] = {
+        "name": name,
+        "model": config.model.name,
+        "attention": attention_label(config),
+        "metric": evaluator.metric.name,
+        "fp": evaluator.fp.value,
+        "fp_loss": evaluator.fp.loss,
+        "max_inf_norm": evaluator.fp.outliers["max_inf_norm"],
+        "avg_kurtosis": evaluator.fp.outliers["avg_kurtosis"],
+    }
+    for setting in map(parse_setting, settings):
+        values, column = evaluator.quantized(setting, seeds, backend), setting.name
+        row[column] = float(np.mean(values))
+        row[f"{column}_std"] = _deviation(values, seeds)
+    row["steps"], row["seconds"] = info["step"], info["train_seconds"]
+    return row
+
+
+def _deviation(values: Sequence[float], seeds: int) -> float:
+    """The standard deviation over so many seeds; one value of several is that of each."""
+    if len(values) > 1:
+        with np.errstate(invalid="ignore"):  # infinite values have no deviation: nan
+            return float(np.std(values, ddof=1))
+    return 0.0 if seeds > 1 else math.nan

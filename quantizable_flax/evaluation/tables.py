@@ -1,0 +1,124 @@
+"""Result rows as a terminal table, as Markdown and as JSON."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from etils import epath
+from rich.console import Console
+from rich.table import Table
+
+from quantizable_flax.errors import UserError
+from quantizable_flax.models.metric import METRICS
+from quantizable_flax.ptq.sensitivity import SiteCost
+from quantizable_flax.runtime.terminal import encodable, printing
+
+Row = dict[str, Any]
+LEFT = ("name", "model", "attention", "metric")
+
+
+def columns(rows: list[Row], bits: list[str]) -> list[tuple[str, Callable[[Row], str]]]:
+    """Header and formatter of each column; one column for each quantized setting.
+
+    Rows of one metric name it in the headers; rows of several get a column for it.
+    """
+    metrics = {row["metric"] for row in rows}
+    unit = f" {METRICS[min(metrics)].label}" if len(metrics) == 1 else ""
+
+    def quantized(setting: str) -> Callable[[Row], str]:
+        return lambda row: mean_and_deviation(row[setting], row[f"{setting}_std"])
+
+    several = len({row["model"] for row in rows}) > 1
+    return [
+        ("name", lambda row: row["name"]),
+        *((("model", lambda row: row["model"]),) if several else ()),
+        ("attention", lambda row: row["attention"]),
+        *((("metric", lambda row: METRICS[row["metric"]].label),) if not unit else ()),
+        (f"FP{unit}", lambda row: number(row["fp"])),
+        ("max inf norm", lambda row: number(row["max_inf_norm"])),
+        ("avg kurtosis", lambda row: number(row["avg_kurtosis"])),
+        *((f"{title(setting)}{unit}", quantized(setting)) for setting in bits),
+        ("steps", lambda row: str(row["steps"])),
+    ]
+
+
+def mean_and_deviation(mean: float, deviation: float) -> str:
+    """`4.52 ± 0.01`; the mean alone where one seed tells of no deviation."""
+    return number(mean) if math.isnan(deviation) else f"{number(mean)} ± {number(deviation)}"
+
+
+def title(setting: str) -> str:
+    """A setting as a header: `W8A8+smooth=0.5`."""
+    bits, plus, options = setting.partition("+")
+    return bits.upper() + plus + options
+
+
+def number(value: float) -> str:
+    """Four significant digits, without an exponent below a million."""
+    if not math.isfinite(value):
+        return str(value)
+    digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 2
+    return f"{value:.{min(digits, 3)}f}" if abs(value) < 1e6 else f"{value:.2e}"
+
+
+def print_table(rows: list[Row], bits: list[str]) -> None:
+    """Prints the rows on stdout."""
+    table = Table()
+    for title, _ in columns(rows, bits):
+        table.add_column(title, justify="left" if title in LEFT else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(encodable(show(row), sys.stdout) for _, show in columns(rows, bits)))
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    # A pipe has no width of its own; a table cut at 80 columns would lose figures.
+    console = Console()
+    console = Console(width=console.width if console.is_terminal else 160)
+    with console.capture() as captured:
+        console.print(table)
+    with printing():
+        print(captured.get(), end="")
+
+
+def print_costs(costs: Sequence[SiteCost]) -> None:
+    """Prints what each site costs when it alone is quantized, in the order given."""
+    table = Table()
+    table.add_column("site")
+    table.add_column("loss increase (nats)", justify="right")
+    for cost in costs:
+        table.add_row(cost.site, f"{cost.increase:+.6f}")
+    _print(table)
+
+
+def markdown(rows: list[Row], bits: list[str]) -> str:
+    """Returns the rows as a Markdown table."""
+    titles = [title for title, _ in columns(rows, bits)]
+    lines = [titles, ["---"] * len(titles)]
+    lines += [[show(row) for _, show in columns(rows, bits)] for row in rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def write_json(rows: list[Row], path: str) -> None:
+    """Writes the rows as a JSON list; a number that is not finite becomes null."""
+    safe = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
+    write_text(json.dumps(safe, indent=2) + "\n", path)
+
+
+def write_text(text: str, path: str) -> None:
+    """Writes a file in UTF-8 whatever the locale, making its folder.
+
+    Raises:
+      UserError: the path cannot be written.
+    """
+    target = epath.Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}.") from error

@@ -1,0 +1,134 @@
+"""The one place that maps a configuration to a model."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import ml_collections
+
+from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.models import bert, opt, vit
+from quantizable_flax.nn.gate import GateConfig
+from quantizable_flax.nn.softmax import SoftmaxFn, make_softmax
+from quantizable_flax.quantization.spec import QuantSpec
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Family(NamedTuple):
+    """A model family: its module and the frozen config that this takes."""
+
+    module: Any
+    config: Any
+
+
+FAMILIES = {
+    "bert": Family(bert.BertForMaskedLM, bert.BertConfig),
+    "opt": Family(opt.OptForCausalLM, opt.OptConfig),
+    "vit": Family(vit.VitForImageClassification, vit.VitConfig),
+}
+
+
+def build_model(config: ml_collections.ConfigDict) -> nn.Module:
+    """Returns the Linen module that `config.model` describes.
+
+    Args:
+      config: as `quantizable_flax.config.default_config(family)`; for `attention.alpha`,
+        `data.seq_len` (text) or the number of tokens (images) gives T.
+
+    Raises:
+      UserError: unknown model, softmax, gate or dtype, or sizes that do not fit together.
+    """
+    model = config.model
+    check_choice("model.name", model.name, FAMILIES)
+    family = FAMILIES[model.name]
+    fields = {field.name for field in dataclasses.fields(family.config)}
+    keys = set(model) - {"name", "attention", "dtype"}
+    if keys - fields:
+        raise UserError(
+            f"model.name cannot be changed to {model.name!r} in a configuration of another family "
+            f"(it has model.{min(keys - fields)}): start from a recipe of that family."
+        )
+    check_choice("model.dtype", model.dtype, DTYPES)
+    # A tuple, so that the frozen config can be hashed.
+    values = {key: tuple(v) if isinstance(v := model[key], list) else v for key in keys}
+    built = family.config(
+        **values,
+        dtype=DTYPES[model.dtype],
+        remat=config.train.remat,
+        loss_chunk=config.train.loss_chunk,
+        gate=_gate(model.attention),
+    )
+    return family.module(dataclasses.replace(built, softmax_fn=_softmax(config, built)))
+
+
+def _softmax(config: ml_collections.ConfigDict, built: Any) -> SoftmaxFn:
+    attention = config.model.attention
+    seq_len = config.data.seq_len if "seq_len" in config.data else built.num_tokens
+    return make_softmax(
+        attention.softmax,
+        gamma=attention.gamma,
+        zeta=attention.zeta,
+        alpha=attention.alpha,
+        seq_len=seq_len,
+        blind_queries=attention.blind_queries,
+        causal=built.causal,
+    )
+
+
+def with_config(model: nn.Module, **changes: Any) -> nn.Module:
+    """Returns the same model with fields of its config replaced."""
+    return model.clone(config=dataclasses.replace(model.config, **changes))
+
+
+def with_quant(model: nn.Module, spec: QuantSpec | None) -> nn.Module:
+    """Returns the same model with every site quantized by `spec`, or none for None.
+
+    Raises:
+      UserError: the spec names a LayerNorm before the head where there is none.
+    """
+    if spec is not None and spec.final_layer_norm_bits and not model.has_final_layer_norm:
+        raise UserError(
+            f"this {type(model).__name__} has no LayerNorm before its head, found quant.setup with "
+            "int16_final_LN: use int16_all_LN or leave it out."
+        )
+    return with_config(model, quant=spec)
+
+
+def check_length(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError if the data's sequences are longer than the model's position table."""
+    if "seq_len" not in config.data:
+        return
+    if not 1 <= config.data.seq_len <= config.model.max_position_embeddings:
+        raise UserError(
+            "data.seq_len must be at most model.max_position_embeddings, found "
+            f"{config.data.seq_len} and {config.model.max_position_embeddings}: shorten the "
+            "sequences or add positions."
+        )
+
+
+def _gate(attention: ml_collections.ConfigDict) -> GateConfig | None:
+    if attention.gate == "none":
+        return None
+    return GateConfig(
+        kind=attention.gate,
+        per=attention.gate_per,
+        hidden=attention.gate_hidden,
+        pi_init=attention.gate_pi_init,
+        init_std=attention.gate_init_std,
+        finetune=attention.gate_finetune,
+    )
+
+
+def attention_label(config: ml_collections.ConfigDict) -> str:
+    """Returns the attention variant in a few words, e.g. `clipped softmax (gamma=-0.03)`."""
+    attention = config.model.attention
+    parts = []
+    if attention.softmax == "clipped":
+        keys = [key for key in ("gamma", "zeta", "alpha") if attention[key] is not None]
+        values = ", ".join(f"{key}={attention[key]:g}" for key in keys)
+        parts.append(f"clipped softmax ({values})")
+    if attention.gate != "none":
+        parts.append(f"gated ({attention.gate.replace('_', ' ')})")
+    return " + ".join(parts) or "vanilla"

@@ -1,0 +1,1 @@
+"""The contribution: clipped softmax, gated attention, the layers around them, logical axes."""

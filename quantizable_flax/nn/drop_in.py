@@ -1,0 +1,98 @@
+"""Our softmax in attention modules of Flax: `attention_fn`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+
+from quantizable_flax.errors import UserError
+from quantizable_flax.nn.attention import attention_context, attention_scores
+from quantizable_flax.nn.softmax import make_softmax
+
+
+def attention_fn(
+    softmax: str = "clipped",
+    *,
+    gamma: float | None = None,
+    zeta: float | None = None,
+    alpha: float | None = None,
+    seq_len: int | None = None,
+    blind_queries: str = "zero",
+) -> Callable[..., jax.Array]:
+    """Returns a drop-in `attention_fn` for `flax.linen.MultiHeadDotProductAttention`.
+
+    For example `nn.MultiHeadDotProductAttention(8, attention_fn=attention_fn("clipped",
+    gamma=-0.025))`. Arguments are those of `make_softmax`. The function honours what
+    `flax.linen.dot_product_attention` takes, but for products of the caller's own
+    (`qk_attn_weights_einsum` and the like), which it refuses. Scores and softmax are float32
+    whatever the dtype, so `force_fp32_for_softmax` changes nothing.
+
+    Raises:
+      UserError: as `make_softmax`.
+    """
+    softmax_fn = make_softmax(
+        softmax, gamma=gamma, zeta=zeta, alpha=alpha, seq_len=seq_len, blind_queries=blind_queries
+    )
+
+    # Flax passes by name what it finds in this signature and drops the rest: what is not named
+    # here cannot be refused.
+    def attend(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        bias: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        broadcast_dropout: bool = True,
+        dropout_rng: jax.Array | None = None,
+        dropout_rate: float = 0.0,
+        deterministic: bool = False,
+        dtype: Any = None,
+        precision: Any = None,
+        module: Any = None,
+        force_fp32_for_softmax: bool = False,
+        einsum_dot_general: Callable | None = None,
+        qk_attn_weights_einsum: Callable | None = None,
+        attn_weights_value_einsum: Callable | None = None,
+        is_causal: bool = False,
+    ) -> jax.Array:
+        """[B, T, H, K] queries, [B, S, H, K] keys and values -> [B, T, H, K]."""
+        _refuse(
+            einsum_dot_general=einsum_dot_general,
+            qk_attn_weights_einsum=qk_attn_weights_einsum,
+            attn_weights_value_einsum=attn_weights_value_einsum,
+        )
+        query, key, value = promote_dtype(query, key, value, dtype=dtype)
+        scores = attention_scores(query, key, precision)
+        if bias is not None:
+            scores = scores + bias
+        if is_causal:
+            causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+            mask = causal if mask is None else causal & mask.astype(bool)
+        probs = softmax_fn(scores, mask)
+        if module is not None:
+            module.sow("intermediates", "attention_weights", probs)
+        if dropout_rate > 0.0 and not deterministic:
+            probs = _dropout(probs, dropout_rate, dropout_rng, broadcast_dropout)
+        return attention_context(probs, value, precision)
+
+    return attend
+
+
+def _refuse(**products: Callable | None) -> None:
+    given = [name for name, function in products.items() if function is not None]
+    if given:
+        raise UserError(
+            f"attention_fn computes its products itself, found {given[0]}: leave it out, or take "
+            "quantizable_flax.MultiHeadAttention for quantized products."
+        )
+
+
+def _dropout(probs: jax.Array, rate: float, rng: jax.Array | None, broadcast: bool) -> jax.Array:
+    if rng is None:
+        raise UserError("attention dropout needs a dropout_rng, found None.")
+    keep = 1.0 - rate
+    # Broadcast means one mask for all of the batch and heads, as Flax does it.
+    shape = (1,) * (probs.ndim - 2) + probs.shape[-2:] if broadcast else probs.shape
+    return jnp.where(jax.random.bernoulli(rng, keep, shape), probs / keep, 0.0)

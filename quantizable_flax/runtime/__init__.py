@@ -1,0 +1,1 @@
+"""Devices and hosts: meshes, processes, chips, throughput, profiles, the terminal."""

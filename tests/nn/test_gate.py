@@ -1,0 +1,195 @@
+"""The gate: where it starts, how fine it is, and what it refuses."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from quantizable_flax import GateConfig, MultiHeadAttention, UserError
+from quantizable_flax.nn.gate import GRANULARITIES, KINDS, Gate
+
+HEADS = 4
+
+
+def fresh(config: GateConfig, hidden) -> tuple[Gate, dict]:
+    gate = Gate(config, HEADS)
+    return gate, nn.meta.unbox(gate.init(jax.random.key(0), hidden))
+
+
+@pytest.mark.parametrize("per", GRANULARITIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_starts_at_pi_init(kind, per, hidden):
+    gate, variables = fresh(GateConfig(kind, per, pi_init=0.25, init_std=0.0), hidden)
+    np.testing.assert_allclose(gate.apply(variables, hidden), 0.25, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_start_is_noisy_by_init_std(kind, hidden):
+    gate, variables = fresh(GateConfig(kind, pi_init=0.25, init_std=0.02), hidden)
+    start = np.asarray(gate.apply(variables, hidden))
+    np.testing.assert_allclose(start, 0.25, atol=0.1)
+    assert (np.ptp(start) > 0.0) == (kind != "unconditional")
+
+
+@pytest.mark.parametrize("per", GRANULARITIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_shape_is_one_factor_per_head_and_token_or_sequence(kind, per, hidden):
+    gate, variables = fresh(GateConfig(kind, per), hidden)
+    tokens = 1 if per != "token" or kind == "unconditional" else hidden.shape[1]
+    assert gate.apply(variables, hidden).shape == (hidden.shape[0], tokens, HEADS, 1)
+
+
+def test_pooled_gate_averages_logits_not_probabilities(hidden):
+    token, variables = fresh(GateConfig("linear", "token", init_std=1.0), hidden)
+    head = Gate(GateConfig("linear", "head", init_std=1.0), HEADS)
+    gates = np.asarray(token.apply(variables, hidden))
+    logits = np.log(gates / (1.0 - gates)).mean(axis=1, keepdims=True)
+    expected = 1.0 / (1.0 + np.exp(-logits))
+    np.testing.assert_allclose(head.apply(variables, hidden), expected, rtol=1e-5)
+
+
+def test_linear_gate_of_a_head_sees_only_its_slice(hidden):
+    gate, variables = fresh(GateConfig("linear", init_std=1.0), hidden)
+    changed = hidden.at[..., :4].add(1.0)  # the slice of head 0
+    before, after = gate.apply(variables, hidden), gate.apply(variables, changed)
+    np.testing.assert_array_equal(before[:, :, 1:], after[:, :, 1:])
+    assert np.all(np.asarray(before[:, :, 0]) != np.asarray(after[:, :, 0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gate_of_a_token_sees_no_other_token(kind, hidden):
+    gate, variables = fresh(GateConfig(kind, init_std=1.0), hidden)
+    before = gate.apply(variables, hidden)
+    after = gate.apply(variables, hidden.at[:, 3:].add(1.0))
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    if kind != "unconditional":
+        assert np.all(np.asarray(before[:, 3:] != after[:, 3:]))
+
+
+def test_pooled_is_what_sees_other_tokens():
+    for kind in KINDS:
+        assert not GateConfig(kind, "token").pooled
+        for per in ("head", "head_unmasked"):
+            assert GateConfig(kind, per).pooled == (kind != "unconditional")
+
+
+POOLED = [kind for kind in KINDS if kind != "unconditional"]
+
+
+@pytest.mark.parametrize("kind", POOLED)
+def test_pooled_gate_averages_visible_tokens_alone(kind, hidden):
+    gate, variables = fresh(GateConfig(kind, "head", init_std=1.0), hidden)
+    unmasked = Gate(GateConfig(kind, "head_unmasked", init_std=1.0), HEADS)
+    visible = np.array([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]], bool)
+    found = gate.apply(variables, hidden, visible[:, None, None, :])
+    for row, seen in enumerate(visible):
+        alone = gate.apply(variables, hidden[row : row + 1, seen])
+        # Sums of four or five terms and of zeros, in another order.
+        np.testing.assert_allclose(found[row], alone[0], rtol=1e-5)
+    everything = gate.apply(variables, hidden)
+    published = unmasked.apply(variables, hidden, visible[:, None, None, :])
+    np.testing.assert_array_equal(published, everything)
+    assert np.abs(published - found).min() > 1e-4
+    shown = gate.apply(variables, hidden, np.ones((1, 1, 1, 6), bool))
+    np.testing.assert_allclose(shown, everything, rtol=1e-6)
+
+
+def test_pooled_gate_takes_masks_of_every_shape_that_broadcasts(hidden):
+    gate, variables = fresh(GateConfig("linear", "head", init_std=1.0), hidden)
+    keys = jnp.arange(6) < 4
+    expected = gate.apply(variables, hidden, keys[None, None, None])
+    for mask in (keys, keys[None], keys[None, None], keys[None, None, None].astype(jnp.int32)):
+        np.testing.assert_array_equal(gate.apply(variables, hidden, mask), expected)
+    by_head = jnp.stack([keys, ~keys, keys, ~keys])[None, :, None, :]
+    found = gate.apply(variables, hidden, by_head)
+    other = gate.apply(variables, hidden, ~keys)
+    np.testing.assert_array_equal(found[:, :, ::2], expected[:, :, ::2])
+    np.testing.assert_array_equal(found[:, :, 1::2], other[:, :, 1::2])
+
+
+def test_pooled_gate_that_sees_nothing_is_finite(hidden):
+    gate, variables = fresh(GateConfig("linear", "head", init_std=1.0), hidden)
+    found = gate.apply(variables, hidden, jnp.zeros((2, 1, 1, 6), bool))
+    np.testing.assert_array_equal(found, 0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pooled_gate_refuses_what_differs_from_query_to_query(kind, hidden):
+    causal = jnp.tril(jnp.ones((6, 6), bool))
+    module = MultiHeadAttention(HEADS, gate=GateConfig(kind, "head"))
+    published = module.clone(gate=GateConfig(kind, "head_unmasked"))
+    variables = published.init(jax.random.key(0), hidden)
+    for mask in (causal, causal[None, None], jnp.ones((2, HEADS, 6, 6), bool)):
+        published.apply(variables, hidden, mask)
+        if kind == "unconditional":  # looks at no token
+            module.apply(variables, hidden, mask)
+            continue
+        with pytest.raises(UserError, match=r"one mask for all queries.*gate_per=head_unmasked"):
+            module.apply(variables, hidden, mask)
+
+
+@pytest.mark.parametrize("per", ["head", "head_unmasked"])
+def test_pooled_gate_with_a_cache_is_refused(per, hidden):
+    module = MultiHeadAttention(HEADS, gate=GateConfig("linear", per))
+    variables = module.init(jax.random.key(0), hidden)
+    with pytest.raises(UserError, match=f"sees no other token, found gate_per={per}"):
+        module.apply(variables, hidden, cache_at=0, mutable=["cache"])
+
+
+@pytest.mark.parametrize("kind", POOLED)
+def test_finetune_without_noise_leaves_attention_unchanged(kind, hidden):
+    plain = MultiHeadAttention(HEADS)
+    variables = nn.meta.unbox(plain.init(jax.random.key(1), hidden))
+    config = GateConfig(kind, pi_init=0.25, init_std=0.0, finetune=True)
+    gated = MultiHeadAttention(HEADS, gate=config)
+    params = nn.meta.unbox(gated.init(jax.random.key(2), hidden))["params"]
+    merged = {"params": {**params, **variables["params"]}}
+    np.testing.assert_allclose(
+        gated.apply(merged, hidden), plain.apply(variables, hidden), rtol=1e-6, atol=1e-7
+    )
+
+
+def test_unconditional_gate_is_never_scaled(hidden):
+    config = GateConfig("unconditional", pi_init=0.25, finetune=True)
+    gate, variables = fresh(config, hidden)
+    np.testing.assert_allclose(gate.apply(variables, hidden), 0.25, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_mean_is_the_probability_before_the_scale(kind, hidden):
+    gate, variables = fresh(GateConfig(kind, pi_init=0.25, finetune=True, init_std=0.5), hidden)
+    factor, recorded = gate.apply(variables, hidden, mutable=["stats"])
+    scale = 1.0 if kind == "unconditional" else 4.0
+    np.testing.assert_allclose(
+        recorded["stats"]["mean"], np.asarray(factor)[..., 0].mean(1) / scale, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        (GateConfig("linear"), HEADS * (4 + 1)),
+        (GateConfig("mlp", hidden=3), HEADS * (3 * (4 + 2) + 1)),
+        (GateConfig("all_heads_linear"), HEADS * (16 + 1)),
+        (GateConfig("unconditional"), HEADS),
+    ],
+)
+def test_parameter_count_is_that_of_table_4(options, count, hidden):
+    _, variables = fresh(options, hidden)
+    assert sum(x.size for x in jax.tree.leaves(variables)) == count
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"kind": "liner"}, r"found 'liner' \(did you mean 'linear'"),
+        ({"per": "tokens"}, r"token, head, head_unmasked, found 'tokens' \(did you mean 'token'"),
+        ({"pi_init": 1.0}, r"gate_pi_init must be in \(0, 1\), found 1.0"),
+        ({"pi_init": 0.0}, r"gate_pi_init must be in \(0, 1\), found 0.0"),
+        ({"hidden": 0}, "gate_hidden must be at least 1, found 0"),
+    ],
+)
+def test_wrong_options_are_named(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        GateConfig(**options)
