@@ -13,10 +13,10 @@ from quantizable_flax.config import default_config
 from quantizable_flax.data.tasks import make_task
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import tables
-from quantizable_flax.evaluation.outliers import SITES
 from quantizable_flax.evaluation.step import Metrics, evaluate, make_eval_step
 from quantizable_flax.evaluation.study import Evaluator, result_row
 from quantizable_flax.interop import from_state_dict
+from quantizable_flax.models.bert import BertConfig
 from quantizable_flax.models.build import build_model, with_config
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.ptq.settings import parse_setting
@@ -46,7 +46,7 @@ def test_published_metrics(model_name):
     expected, arrays = metrics.config["metrics"][name], metrics.group(f"{name}/in")
     config = bert_config(weights.config)
     params = from_state_dict(weights.group("w"), config)
-    step = make_eval_step(build_model(config), SITES["bert"])
+    step = make_eval_step(build_model(config), BertConfig.outlier_sites)
     found = evaluate(
         step,
         params,
@@ -94,7 +94,7 @@ def random_arrays(config, count: int = 7) -> dict:
 
 def test_token_perplexity_is_independent_of_batches_and_padding(trained):
     arrays = random_arrays(trained.config)
-    step = make_eval_step(trained.model, SITES["bert"])
+    step = make_eval_step(trained.model, BertConfig.outlier_sites)
     whole = evaluate(step, trained.params, metric=PERPLEXITY, batches=batches_of(arrays, 7))
     split = evaluate(
         step, trained.params, metric=PERPLEXITY, batches=batches_of(arrays, 3, padded=True)
@@ -105,7 +105,7 @@ def test_token_perplexity_is_independent_of_batches_and_padding(trained):
 
 def test_kurtosis_batches_limits_the_kurtosis_alone(trained):
     arrays = random_arrays(trained.config)
-    step = make_eval_step(trained.model, SITES["bert"])
+    step = make_eval_step(trained.model, BertConfig.outlier_sites)
     first = evaluate(step, trained.params, metric=PERPLEXITY, batches=batches_of(arrays, 3)[:1])
     limited = evaluate(
         step, trained.params, metric=PERPLEXITY, batches=batches_of(arrays, 3), kurtosis_batches=1
@@ -125,7 +125,7 @@ def test_no_batch_or_label_is_an_error(trained):
 
 
 def test_statistics_leave_the_step_as_scalars_only(trained):
-    step = make_eval_step(trained.model, SITES["bert"])
+    step = make_eval_step(trained.model, BertConfig.outlier_sites)
     batch = {key: jnp.asarray(value) for key, value in random_arrays(trained.config).items()}
     shapes = jax.eval_shape(step, trained.params, {}, batch)
     assert {leaf.shape for leaf in jax.tree.leaves(shapes)} == {()}

@@ -99,7 +99,7 @@ def test_calibration_and_evaluation_compute_in_float32(family, scheme):
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(ranges)} <= KNOWN
         calibrate = functools.partial(calibrate_step, model, switches={})
         assert_float32(calibrate, params, ranges, batch)
-        assert_float32(make_eval_step(model, outlier_sites(config)), params, ranges, batch)
+        assert_float32(make_eval_step(model, outlier_sites(model)), params, ranges, batch)
         sites = ["/".join(path[:-1]) for path in traverse_util.flatten_dict(ranges)]
         on_S = np.ones(len(sites), bool)
         assert_float32(make_switched_step(model, sites), params, ranges, on_S, batch)

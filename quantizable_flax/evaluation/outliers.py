@@ -5,72 +5,26 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from ml_collections import ConfigDict
 
 from quantizable_flax.errors import check_choice
+from quantizable_flax.models.structure import OutlierSites
 
-
-@dataclasses.dataclass(frozen=True)
-class OutlierSites:
-    """Which sites a family's published figures are taken over, as regular expressions.
-
-    Attributes:
-      inf_norm: full matches count for the maximum infinity norm.
-      kurtosis: full matches count for the average kurtosis.
-      per_token: full matches have tokens as rows in the published figures, all others samples.
-      repeated: full matches count twice, as the original knows them by two names.
-    """
-
-    inf_norm: str
-    kurtosis: str
-    per_token: str = ""
-    repeated: str = ""
-
-
-# Feed-forward output, the LayerNorm after it, and (infinity norm only) that LayerNorm's input.
-BERT_SITES = OutlierSites(
-    inf_norm=r"layer_\d+/(ffn_out/output|ffn_layer_norm/output|ffn_residual)",
-    kurtosis=r"layer_\d+/(ffn_out/output|ffn_layer_norm/output)",
-)
-# Final LayerNorm; by layer its output, FFN output, both LayerNorms and the attention projection.
-_OPT = (
-    r"final_layer_norm/output|layer_\d+/"
-    r"({output}|ffn_out/output|(attention|ffn)_layer_norm/output|attention/output/output)"
-)
-OPT_SITES = OutlierSites(
-    inf_norm=_OPT.format(output="ffn_residual"),
-    kurtosis=_OPT.format(output="ffn_residual"),
-    # The original flattens tokens before the FFN, so that its hooks see rows of tokens there.
-    per_token=r"layer_\d+/(ffn_out|ffn_layer_norm)/output",
-)
-_VIT = r"final_layer_norm/output|layer_\d+/(ffn_residual|(ffn_out|\w+_layer_norm)/output)"
-VIT_SITES = OutlierSites(inf_norm=_VIT, kurtosis=_VIT)
-SITES = {"bert": BERT_SITES, "opt": OPT_SITES, "vit": VIT_SITES}
 ROWS = ("published", "sequence", "token")
 
 
-def outlier_sites(config: ConfigDict) -> OutlierSites:
-    """Returns the sites of `config.model` with the rows that `config.eval.outliers` asks for.
+def outlier_sites(model: nn.Module, rows: str = "published") -> OutlierSites:
+    """Returns the sites of a model, with the rows that `config.eval.outliers` asks for.
 
     Raises:
-      UserError: `eval.outliers` is none of published, sequence, token.
+      UserError: `rows` is none of published, sequence, token.
     """
-    rows = config.eval.outliers
     check_choice("eval.outliers", rows, ROWS)
-    sites = SITES[config.model.name]
-    if config.model.name == "opt" and not config.model.pre_layer_norm:
-        # Post-LN: a layer ends in its LayerNorm, and that one sees whole sequences.
-        post = _OPT.format(output="ffn_layer_norm/output")
-        sites = OutlierSites(
-            post,
-            post,
-            per_token=r"layer_\d+/ffn_out/output",
-            repeated=r"layer_\d+/ffn_layer_norm/output",  # as such, and as the layer's output
-        )
+    sites = model.config.outlier_sites
     if rows == "published":
         return sites
     return dataclasses.replace(sites, per_token=r".*" if rows == "token" else "", repeated="")

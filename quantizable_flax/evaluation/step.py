@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from quantizable_flax.errors import UserError, check_choice
-from quantizable_flax.evaluation.outliers import OutlierSites, published_stats, summarise
+from quantizable_flax.evaluation.outliers import published_stats, summarise
 from quantizable_flax.models.metric import Metric
+from quantizable_flax.models.structure import OutlierSites
 from quantizable_flax.nn.partition import on_mesh
 from quantizable_flax.quantization.sites import RANGES, STATS
 

@@ -73,7 +73,7 @@ class Evaluator:
     def fp(self) -> Metrics:
         """The metrics of the model as it was trained, with outliers."""
         logger.info("evaluating the model as it is")
-        step = make_eval_step(self._model, outlier_sites(self.config))
+        step = make_eval_step(self._model, outlier_sites(self._model, self.config.eval.outliers))
         return self._evaluate(self._model, self._params, {}, step, label="evaluating")
 
     def quantized(self, setting: Setting, seeds: int, backend: str = "simulated") -> list[float]:

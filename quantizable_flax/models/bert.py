@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from quantizable_flax.models.losses import Scores, chunked_scores, select_labelled, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
+from quantizable_flax.models.structure import POST_LN, OutlierSites, attention_fold
 from quantizable_flax.models.transformer import (
     TransformerConfig,
     check_positions,
@@ -35,6 +36,23 @@ class BertConfig(TransformerConfig):
     type_vocab_size: int = 2
     pad_token_id: int | None = None
     max_predictions: int = 0
+
+    # Feed-forward output, the LayerNorm after it, and (infinity norm only) that LayerNorm's input.
+    outlier_sites = OutlierSites(
+        inf_norm=r"layer_\d+/(ffn_out/output|ffn_layer_norm/output|ffn_residual)",
+        kurtosis=r"layer_\d+/(ffn_out/output|ffn_layer_norm/output)",
+    )
+    folds = (
+        attention_fold(
+            "embeddings/layer_norm", "layer_0", residual="layer_0/attention_residual_scale"
+        ),
+        *POST_LN,
+    )
+
+    def head_products(self, tokens: int) -> int:
+        """Transform and word table, at each position that is predicted."""
+        predictions = min(self.max_predictions or tokens, tokens)
+        return predictions * (self.hidden_size**2 + self.hidden_size * self.vocab_size)
 
 
 class BertEmbeddings(nn.Module):

@@ -22,11 +22,8 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from quantizable_flax.models.bert import BertConfig
 from quantizable_flax.models.build import build_model
-from quantizable_flax.models.opt import OptConfig
 from quantizable_flax.models.transformer import TransformerConfig
-from quantizable_flax.models.vit import VitConfig
 from quantizable_flax.nn.gate import GateConfig
 
 FORWARD_AND_BACKWARD = 3  # a backward pass is two products for each one forward
@@ -71,16 +68,16 @@ def example_flops(config: ConfigDict) -> ExampleFlops:
 
 def model_flops(model: TransformerConfig, seq_len: int) -> ExampleFlops:
     """Returns the FLOPs of one example; `seq_len` tokens of a text, ignored for images."""
-    tokens = model.num_tokens if isinstance(model, VitConfig) else seq_len
+    tokens = model.length(seq_len)
     width, layers = model.hidden_size, model.num_layers
-    visible = 0.5 if isinstance(model, OptConfig) else 1.0  # share of keys that a causal query sees
+    visible = 0.5 if model.causal else 1.0  # share of keys that a causal query sees
     parts = {
         "projections": layers * 2.0 * tokens * 4 * width**2,
         "attention": layers * 2.0 * 2 * tokens**2 * width * visible,
         "ffn": layers * 2.0 * tokens * 2 * width * model.intermediate_size,
         "gate": layers * 2.0 * tokens * _gate_products(model.gate, width, model.num_heads),
-        "embedding": 2.0 * _embedding_products(model, tokens),
-        "head": 2.0 * _head_products(model, tokens),
+        "embedding": 2.0 * model.embedding_products(tokens),
+        "head": 2.0 * model.head_products(tokens),
     }
     return ExampleFlops({name: value for name, value in parts.items() if value}, tokens)
 
@@ -99,24 +96,3 @@ def _gate_products(gate: GateConfig | None, width: int, heads: int) -> int:
     if gate.kind == "linear":
         return width
     return width * gate.hidden + heads * gate.hidden
-
-
-def _embedding_products(model: TransformerConfig, tokens: int) -> int:
-    if isinstance(model, VitConfig):
-        return model.num_patches * model.patch_size**2 * model.channels * model.hidden_size
-    if isinstance(model, OptConfig) and model.projects:
-        return tokens * model.word_size * model.hidden_size
-    return 0
-
-
-def _head_products(model: TransformerConfig, tokens: int) -> int:
-    width = model.hidden_size
-    if isinstance(model, VitConfig):
-        return width * model.num_classes
-    if isinstance(model, OptConfig):
-        projection = width * model.word_size if model.projects else 0
-        return tokens * (projection + model.word_size * model.vocab_size)
-    if isinstance(model, BertConfig):
-        predictions = min(model.max_predictions or tokens, tokens)
-        return predictions * (width**2 + width * model.vocab_size)
-    raise TypeError(f"no formula for the head of {type(model).__name__}.")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from quantizable_flax.models.losses import IGNORED, Scores, chunked_scores, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
+from quantizable_flax.models.structure import POST_LN, PRE_LN, Fold, OutlierSites
 from quantizable_flax.models.transformer import (
     TransformerConfig,
     check_positions,
@@ -21,6 +22,12 @@ from quantizable_flax.quantization.spec import INT8_BITS
 from quantizable_flax.quantization.tensor import Tensor, values
 
 POSITION_OFFSET = 2  # rows 0 and 1 of the position table: OPT counts from 2, padding has row 1
+
+
+OUTLIERS = (
+    r"final_layer_norm/output|layer_\d+/"
+    r"({output}|ffn_out/output|(attention|ffn)_layer_norm/output|attention/output/output)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +61,40 @@ class OptConfig(TransformerConfig):
     def projects(self) -> bool:
         """Whether word embeddings have a width of their own."""
         return self.word_size != self.hidden_size
+
+    @property
+    def outlier_sites(self) -> OutlierSites:
+        """Final LayerNorm; by layer its output, FFN output, LayerNorms, attention projection."""
+        if self.pre_layer_norm:
+            sites = OUTLIERS.format(output="ffn_residual")
+            # The original flattens tokens before the FFN: its hooks see rows of tokens there.
+            return OutlierSites(
+                sites, sites, per_token=r"layer_\d+/(ffn_out|ffn_layer_norm)/output"
+            )
+        # A layer ends in its LayerNorm, and that one sees whole sequences.
+        sites = OUTLIERS.format(output="ffn_layer_norm/output")
+        return OutlierSites(
+            sites,
+            sites,
+            per_token=r"layer_\d+/ffn_out/output",
+            repeated=r"layer_\d+/ffn_layer_norm/output",  # as such, and as the layer's output
+        )
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """Without projections the head is the word table, which the lookup reads too."""
+        if not self.pre_layer_norm:
+            return POST_LN
+        return (*PRE_LN, Fold("final_layer_norm", ("project_out",))) if self.projects else PRE_LN
+
+    def embedding_products(self, tokens: int) -> int:
+        """The projection of the words."""
+        return tokens * self.word_size * self.hidden_size if self.projects else 0
+
+    def head_products(self, tokens: int) -> int:
+        """The projection back, and the word table."""
+        projection = self.hidden_size * self.word_size if self.projects else 0
+        return tokens * (projection + self.word_size * self.vocab_size)
 
 
 class OptEmbeddings(nn.Module):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.models.structure import Fold, OutlierSites
 from quantizable_flax.nn.attention import MultiHeadAttention
 from quantizable_flax.nn.gate import GateConfig
 from quantizable_flax.nn.layers import Dense, Dropout, Embed, LayerNorm
@@ -82,6 +83,29 @@ class TransformerConfig:
             raise UserError(
                 f"model.initializer_range must be above 0, found {self.initializer_range}."
             )
+
+    @property
+    def outlier_sites(self) -> OutlierSites:
+        """Where the family's published outlier metrics are taken."""
+        raise NotImplementedError
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """The LayerNorms that SmoothQuant may fold, and what reads them."""
+        raise NotImplementedError
+
+    def length(self, seq_len: int) -> int:
+        """Tokens that the layers see of an example, whose text has `seq_len`."""
+        return seq_len
+
+    def embedding_products(self, tokens: int) -> int:
+        """Multiply-adds before the layers, for `models/flops.py`; lookups are none."""
+        del tokens
+        return 0
+
+    def head_products(self, tokens: int) -> int:
+        """Multiply-adds behind the layers."""
+        raise NotImplementedError
 
     @property
     def kernel_init(self):

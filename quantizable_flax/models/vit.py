@@ -10,10 +10,13 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.models.losses import Scores, class_scores, smooth_targets
 from quantizable_flax.models.metric import TOP1
 from quantizable_flax.models.mixing import mix
+from quantizable_flax.models.structure import PRE_LN, Fold, OutlierSites
 from quantizable_flax.models.transformer import TransformerConfig, gelu, residual, run_layers
 from quantizable_flax.nn.layers import Dropout, quantized_param
 from quantizable_flax.quantization.sites import Site, WeightSite
 from quantizable_flax.quantization.tensor import Tensor, values
+
+OUTLIERS = r"final_layer_norm/output|layer_\d+/(ffn_residual|(ffn_out|\w+_layer_norm)/output)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,9 @@ class VitConfig(TransformerConfig):
     cutmix_alpha: float = 0.0
     mix_probability: float = 1.0
     cutmix_share: float = 0.5
+
+    outlier_sites = OutlierSites(inf_norm=OUTLIERS, kurtosis=OUTLIERS)
+    folds = (*PRE_LN, Fold("final_layer_norm", ("head",)))
 
     def __post_init__(self):
         """Raises UserError for sizes that do not fit together."""
@@ -90,6 +96,21 @@ class VitConfig(TransformerConfig):
     def num_tokens(self) -> int:
         """Length of the sequence: class token, registers, patches."""
         return 1 + self.num_registers + self.num_patches
+
+    def length(self, seq_len: int) -> int:
+        """The same for every image."""
+        del seq_len
+        return self.num_tokens
+
+    def embedding_products(self, tokens: int) -> int:
+        """Of the patches."""
+        del tokens
+        return self.num_patches * self.patch_size**2 * self.channels * self.hidden_size
+
+    def head_products(self, tokens: int) -> int:
+        """Of the class token alone."""
+        del tokens
+        return self.hidden_size * self.num_classes
 
 
 class VitEmbeddings(nn.Module):

@@ -3,12 +3,12 @@
 Each channel of a LayerNorm's output is divided by a constant that the kernels behind it are
 multiplied by, so the floating-point function stays as it was while the activations get easier to
 quantize and the weights a little harder. Where the output is also added to a residual sum (post-LN)
-that branch is multiplied back by an extra parameter, see `models.layers.ResidualScale`.
+that branch is multiplied back by an extra parameter, see `models.transformer.ResidualScale`.
 """
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,60 +17,13 @@ import numpy as np
 from flax import traverse_util
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.bert import BertConfig
 from quantizable_flax.models.build import with_quant
-from quantizable_flax.models.opt import OptConfig
+from quantizable_flax.models.structure import Fold
 from quantizable_flax.nn.layers import LayerNorm
 
 Batch = dict[str, Any]
 SMALLEST = 1e-5  # of a channel's weight and of its factor, as in the authors' code
 
-
-class Fold(NamedTuple):
-    """A LayerNorm and all that reads its output, as paths of modules; `{i}` is a layer.
-
-    Attributes:
-      norm: the LayerNorm.
-      dense: the Dense layers behind it.
-      gate: the gate behind it, if the model has gates.
-      residual: the `ResidualScale` of the sum that adds its output to something.
-    """
-
-    norm: str
-    dense: tuple[str, ...]
-    gate: str | None = None
-    residual: str | None = None
-
-
-def _attention(norm: str, layer: str, **residual: str) -> Fold:
-    names = tuple(f"{layer}/attention/{name}" for name in ("query", "key", "value"))
-    return Fold(norm, names, f"{layer}/attention/gate", **residual)
-
-
-PRE_LN = (
-    _attention("layer_{i}/attention_layer_norm", "layer_{i}"),
-    Fold("layer_{i}/ffn_layer_norm", ("layer_{i}/ffn_in",)),
-)
-# The last layer's output feeds a head instead of a next layer and is left alone.
-POST_LN = (
-    Fold(
-        "layer_{i}/attention_layer_norm",
-        ("layer_{i}/ffn_in",),
-        residual="layer_{i}/ffn_residual_scale",
-    ),
-    _attention(
-        "layer_{i}/ffn_layer_norm",
-        "layer_{next}",
-        residual="layer_{next}/attention_residual_scale",
-    ),
-)
-BERT = (
-    _attention("embeddings/layer_norm", "layer_0", residual="layer_0/attention_residual_scale"),
-    *POST_LN,
-)
-VIT = (*PRE_LN, Fold("final_layer_norm", ("head",)))
-# Without projections OPT's head is the word table, which the lookup reads too.
-OPT_PROJECTED = (*PRE_LN, Fold("final_layer_norm", ("project_out",)))
 
 # The parameter of each kind of gate whose leading axes are the channels of x, see `Gate`.
 GATE_KERNELS = {
@@ -117,14 +70,11 @@ def smooth(model: nn.Module, params: Any, batches: Iterable[Batch], alpha: float
 def folds(model: nn.Module) -> list[Fold]:
     """Returns the folds of a model, with the numbers of its layers."""
     config = model.config
-    if isinstance(config, BertConfig):
-        table: tuple[Fold, ...] = BERT
-    elif isinstance(config, OptConfig):
-        pre = OPT_PROJECTED if config.projects else PRE_LN
-        table = pre if config.pre_layer_norm else POST_LN
-    else:
-        table = VIT
-    return [_numbered(fold, i) for fold in table for i in range(_repeats(fold, config.num_layers))]
+    return [
+        _numbered(fold, i)
+        for fold in config.folds
+        for i in range(_repeats(fold, config.num_layers))
+    ]
 
 
 def _repeats(fold: Fold, layers: int) -> int:

@@ -50,7 +50,7 @@ class Run:
         self.input_clock = self._throughput.lost["input"]
         self._profile: Profile | None = None
         self._seconds_before = notes.info["train_seconds"] if notes is not None else 0.0
-        sites = outlier_sites(config)
+        sites = outlier_sites(model, config.eval.outliers)
 
         def stats(params, ranges, batch):
             with on_mesh(mesh):
