@@ -8,7 +8,7 @@ from quantizable_flax.aot.candidates import candidates
 from quantizable_flax.checkpoint.load import Run, override_run
 from quantizable_flax.config import check_set, override
 from quantizable_flax.config.defaults import FAMILIES
-from quantizable_flax.data import specs
+from quantizable_flax.data.kinds import kind_of
 from quantizable_flax.models import build
 from quantizable_flax.ptq.settings import make_spec
 
@@ -115,5 +115,6 @@ def test_defaults_are_what_runs_were_trained_with(family):
         assert config.model.pad_token_id is None
 
 
-def test_data_and_models_know_the_same_families():
-    assert specs.FAMILIES == FAMILIES == tuple(build.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_data_are_those_that_the_family_learns_from(family):
+    assert kind_of(default_config(family)) == FAMILIES[family].config.data

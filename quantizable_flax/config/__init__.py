@@ -48,7 +48,8 @@ def default_config(family: str = "bert") -> ConfigDict:
     """Returns every key that a recipe of the family may set; unset ones are typed placeholders.
 
     Args:
-      family: "bert", "opt" or "vit"; it decides the keys of `model` and `data`.
+      family: "bert", "opt", "vit" or one that was registered; it decides the keys of `model` and
+        `data`.
 
     Raises:
       UserError: another family.
@@ -57,8 +58,7 @@ def default_config(family: str = "bert") -> ConfigDict:
     config = shared_defaults()
     config.model = model_defaults(family)
     config.data = data_defaults(family)
-    if family == "vit":
-        config.quant.setup = "all"
+    config.quant.setup = FAMILIES[family].config.setup
     return config
 
 
@@ -110,7 +110,8 @@ def _rename_unmasked_gate(config: ConfigDict, values: Mapping[str, Any]) -> None
     old = "blind_queries" not in values.get("model", {}).get("attention", {})
     attention = config.model.attention
     conditional = attention.gate not in ("none", "unconditional")
-    if old and config.model.name == "opt" and conditional and attention.gate_per == "head":
+    causal = FAMILIES[config.model.name].config.causal
+    if old and causal and conditional and attention.gate_per == "head":
         attention.gate_per = "head_unmasked"
 
 

@@ -19,7 +19,7 @@ from quantizable_flax.nn.gate import GateConfig
 from quantizable_flax.nn.softmax import make_softmax
 from quantizable_flax.quantization.spec import BIT_FIELDS, QuantSpec
 
-FAMILIES = tuple(build.FAMILIES)
+FAMILIES = build.FAMILIES
 OF_TRAINING = ("remat", "loss_chunk")  # fields of a model that are keys of `config.train`
 # Fields of a model and of a scheme that other keys say, and arguments that follow from the model.
 NOT_OF_MODEL = (*OF_TRAINING, "dtype", "softmax_fn", "gate", "quant")
@@ -129,7 +129,7 @@ def quant_defaults() -> ConfigDict:
 
 def model_defaults(family: str) -> ConfigDict:
     """Keys of `config.model`: fields of the family's dataclass, and of its attention."""
-    config = build.FAMILIES[family].config
+    config = FAMILIES[family].config
     model = ConfigDict(derived(config, _names(config, NOT_OF_MODEL)))
     model.name = family
     model.dtype = jnp.dtype(config.dtype).name
@@ -146,20 +146,21 @@ def data_defaults(family: str) -> ConfigDict:
     data.files = config_dict.placeholder(str)
     data.validation_files = config_dict.placeholder(str)
     data.tfds_dir = config_dict.placeholder(str)  # where TFDS keeps its datasets, None: its default
-    if family == "vit":
+    config = FAMILIES[family].config
+    if config.data == "images":
         data.update(_images())
     else:
-        data.update(_text(family))
+        data.update(_text(config.vocab_size, masked=config.data == "masked text"))
     return data
 
 
-def _text(family: str) -> ConfigDict:
+def _text(vocab_size: int, *, masked: bool) -> ConfigDict:
     data = ConfigDict({"seq_len": 128, "text_key": "text"})
-    if family == "bert":
+    if masked:
         data.mask_rate = 0.15
     data.cache_dir = config_dict.placeholder(str)
-    data.tokenizer = ConfigDict({"vocab_size": 30522 if family == "bert" else 50272})
-    if family == "bert":
+    data.tokenizer = ConfigDict({"vocab_size": vocab_size})
+    if masked:
         # None: as the files beside tokenizer.file say; a trained one lower-cases.
         data.tokenizer.lowercase = config_dict.placeholder(bool)
     data.tokenizer.file = config_dict.placeholder(str)

@@ -5,27 +5,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from quantizable_flax.data.kinds import CAUSAL_TEXT, IMAGES, MASKED_TEXT, kind_of
 from quantizable_flax.data.task import Task
 from quantizable_flax.data.text.task import CausalLmTask, MaskedLmTask
-from quantizable_flax.errors import UserError, nearest
 
 
 def make_task(config: ConfigDict, assets: Mapping[str, Any] | None = None) -> Task:
-    """Returns the data side of `config.model.name`.
+    """Returns the data side of a configuration.
 
     Args:
       config: the whole configuration.
       assets: `Task.assets` of the checkpoint that is continued or evaluated, None for a new run.
 
     Raises:
-      UserError: an unknown model, or assets or a tokenizer that do not fit it.
+      UserError: assets or a tokenizer that do not fit the model.
     """
-    name = config.model.name
-    if name not in _TASKS:
-        raise UserError(
-            f"expected model.name among {', '.join(_TASKS)}, found {name!r}{nearest(name, _TASKS)}"
-        )
-    return _TASKS[name](config, assets)
+    return _TASKS[kind_of(config)](config, assets)
 
 
 def _images(config: ConfigDict, assets: Mapping[str, Any] | None) -> Task:
@@ -35,7 +30,7 @@ def _images(config: ConfigDict, assets: Mapping[str, Any] | None) -> Task:
 
 
 _TASKS: dict[str, Callable[[ConfigDict, Mapping[str, Any] | None], Task]] = {
-    "bert": MaskedLmTask,
-    "opt": CausalLmTask,
-    "vit": _images,
+    MASKED_TEXT: MaskedLmTask,
+    CAUSAL_TEXT: CausalLmTask,
+    IMAGES: _images,
 }

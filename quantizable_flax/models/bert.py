@@ -1,6 +1,7 @@
 """BERT for masked language modelling: post-LN, erf GELU, tied decoder (arXiv 1810.04805)."""
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -30,6 +31,8 @@ class BertConfig(TransformerConfig):
         positions of each sequence before the decoder, so no sequence may have more than n labels.
       pad_token_id: its embedding row gets no gradient from the lookup, None for no such row.
     """
+
+    data: ClassVar[str] = "masked text"
 
     vocab_size: int = 30522
     max_position_embeddings: int = 512

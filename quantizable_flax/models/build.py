@@ -30,6 +30,17 @@ FAMILIES = {
 }
 
 
+def register(name: str, module: Any, config: Any) -> None:
+    """Adds a family, or replaces it: `model.name=NAME` is a model of it from then on.
+
+    Args:
+      name: of the family, in configurations and checkpoints.
+      module: a Linen module with one field, `config`; see docs/new_model.md.
+      config: a frozen dataclass that derives from `TransformerConfig`.
+    """
+    FAMILIES[name] = Family(module, config)
+
+
 def build_model(config: ml_collections.ConfigDict) -> nn.Module:
     """Returns the Linen module that `config.model` describes.
 

@@ -41,6 +41,7 @@ class OptConfig(TransformerConfig):
       pad_token_id: its embedding row gets no gradient from the lookup, None for no such row.
     """
 
+    data: ClassVar[str] = "causal text"
     causal: ClassVar[bool] = True
 
     layer_norm_eps: float = 1e-5

@@ -34,13 +34,17 @@ class TransformerConfig:
     """Sizes and switches of every family; the defaults are a base model. Rates in [0, 1).
 
     Attributes:
+      data: of the family, what it learns from: "masked text", "causal text" or "images".
       causal: of the family, whether a token may see no later one.
+      setup: of the family, the published `quant.setup`.
       remat: what the backward pass computes again instead of keeping it: "none"; "dots", all but
         the products with weights; "full", whole layers.
       loss_chunk: positions of each sequence whose logits exist at a time; 0 for all.
     """
 
+    data: ClassVar[str]
     causal: ClassVar[bool] = False
+    setup: ClassVar[str] = "fp32_head"
 
     hidden_size: int = 768
     num_layers: int = 12

@@ -1,6 +1,7 @@
 """ViT for image classification: pre-LN, class token, erf GELU (arXiv 2010.11929)."""
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -31,6 +32,9 @@ class VitConfig(TransformerConfig):
       label_smoothing: share of a training label's mass that all classes get evenly.
       mixup_alpha, cutmix_alpha, mix_probability, cutmix_share: see `models.mixing.mix`; 0 is off.
     """
+
+    data: ClassVar[str] = "images"
+    setup: ClassVar[str] = "all"
 
     hidden_size: int = 384
     num_heads: int = 6

@@ -110,7 +110,9 @@ class MaskedLmTask(TextTask):
     def transform(self, *, train: bool) -> Transform:
         """Returns the masking, the same in training and evaluation."""
         config = self._config
-        return MaskTokens(self.tokenizer, config.data.mask_rate, config.model.max_predictions)
+        return MaskTokens(
+            self.tokenizer, config.data.mask_rate, config.model.get("max_predictions", 0)
+        )
 
 
 class CausalLmTask(TextTask):

@@ -1,0 +1,60 @@
+"""The family of docs/new_model.md trains, is evaluated, quantized, smoothed and run in integers."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import quantizable_flax as qf
+from quantizable_flax.checkpoint.load import load_run
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.evaluation.study import Evaluator
+from quantizable_flax.models import build
+from quantizable_flax.ptq.settings import parse_setting
+from quantizable_flax.training.loop import train
+from tests.tiny import overrides, write_text
+
+PAGE = Path(__file__).parents[1] / "docs" / "new_model.md"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of the family, which is known for as long, and its evaluator."""
+    (block,) = re.findall(r"(?ms)^```python\n(.*?)^```", PAGE.read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        for name in build.FAMILIES:  # so that the one that is added goes again
+            patch.setitem(build.FAMILIES, name, build.FAMILIES[name])
+        patch.setitem(build.FAMILIES, "encoder", None)
+        exec(compile(block, str(PAGE), "exec"), {"__name__": "new_model"})
+        folder = tmp_path_factory.mktemp("new")
+        write_text(folder / "text.txt")
+        config = qf.default_config("encoder")
+        changes = {k: v for k, v in overrides(folder).items() if k != "model.max_predictions"}
+        config.update_from_flattened_dict(changes)
+        config.model.attention.gate = "mlp"
+        train(config, str(folder / "run"))
+        run = load_run(str(folder / "run"))
+        yield run, Evaluator(run, make_task(run.config, run.assets))
+
+
+def test_it_learns(trained):
+    _, evaluator = trained
+    assert 1 < evaluator.fp.value < 100  # of 160 words
+    assert evaluator.fp.outliers["max_inf_norm"] > 0
+    assert evaluator.fp.outliers["avg_kurtosis"] > 1
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w8a8+smooth=0.5"])
+def test_it_is_quantized_and_runs_in_integers(trained, name):
+    run, evaluator = trained
+    setting = parse_setting(name)
+    model, params, ranges = evaluator.calibrated(setting)
+    ids = np.arange(32).reshape(2, 16) + 5
+    simulated = jax.jit(model.apply)({"params": params, "ranges": ranges}, ids)
+    native, codes = evaluator.int8(setting)
+    found = jax.jit(native.apply)({"params": codes}, ids)
+    np.testing.assert_allclose(found, simulated, atol=1e-4 * np.abs(simulated).max())
+    exact = jax.jit(run.model.apply)({"params": run.params}, ids)
+    assert 0 < np.abs(simulated - exact).max() < 0.3 * np.abs(exact).max()
