@@ -56,7 +56,7 @@ types: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m slow
 
-# Two hosts are killed 25 times, during saves too, and go on; some 15 minutes.
+# Two hosts are killed 25 times, during saves too, and go on; some 10 minutes.
 soak-kill: $(STAMP)
 	$(BIN)/python -m tests.soak_kill
 
