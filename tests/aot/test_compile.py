@@ -63,8 +63,15 @@ def test_the_state_is_that_of_training(tmp_path, ranges):
     assert described[0] == described[1]
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("family", ["bert", "vit"])
+@pytest.mark.parametrize(
+    ("family", "accumulate"),
+    [
+        ("bert", 4),
+        ("vit", 1),
+        pytest.param("bert", 1, marks=pytest.mark.slow),
+        pytest.param("vit", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_figures_of_a_step_compiled_for_this_machine(tmp_path, family, accumulate):
     changes = {"train__accumulate": accumulate, "model__hidden_size": 64, "model__num_layers": 3}
     if family == "vit":  # the shares of Mixup are drawn in loops that end by chance

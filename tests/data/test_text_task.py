@@ -71,13 +71,6 @@ def test_a_checkpoint_needs_no_text_for_its_tokenizer(text_config, tokenizer):
     assert make_task(config, assets_of(tokenizer)).tokenizer.same_ids(tokenizer)
 
 
-def test_unknown_models(text_config):
-    config = text_config()
-    config.model.name = "brt"
-    with pytest.raises(UserError, match=r"found 'brt' \(did you mean 'bert'\?\)"):
-        make_task(config)
-
-
 @pytest.mark.parametrize("family", ["bert", "opt"])
 def test_more_tokens_than_the_model_has(text_config, family):
     config = text_config(family)

@@ -69,7 +69,7 @@ def bert(tmp_path_factory):
     return "bert", workdir, folder / "int8"
 
 
-@pytest.fixture(scope="module", params=["bert", "opt", "vit"])
+@pytest.fixture(scope="module", params=["bert", "opt", pytest.param("vit", marks=pytest.mark.slow)])
 def exported(request, tmp_path_factory):
     """The same for each family, OPT and ViT in this process."""
     if request.param == "bert":

@@ -34,10 +34,10 @@ def expected(name: str, gate: str, setup: str, types: dict[str, str]) -> dict[st
         ("bert", "none", "all"),
         ("bert", "linear", "fp32_head"),
         ("opt", "linear", "all"),
-        ("opt", "none", "fp32_head"),
+        pytest.param("opt", "none", "fp32_head", marks=pytest.mark.slow),
         ("opt projected", "none", "all"),
         ("vit", "all_heads_linear", "all"),
-        ("vit", "none", "fp32_head"),
+        pytest.param("vit", "none", "fp32_head", marks=pytest.mark.slow),
     ],
 )
 def test_products_are_of_integers(name, gate, setup):

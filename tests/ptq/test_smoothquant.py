@@ -178,7 +178,12 @@ def test_gates_follow_but_have_no_say():
     np.testing.assert_array_equal(first[path], second[path])
 
 
-@pytest.mark.parametrize("name", ["bert", "opt", "opt post-LN", "vit"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", "vit", *(pytest.param(name, marks=SLOW) for name in ("opt", "opt post-LN"))]
+)
 def test_w8a8_recovers_from_planted_outliers(name):
     model, params, batch = built(name)
     exact, quantized = logits(model, params, batch), with_quant(model, QuantSpec())
