@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,12 @@ def test_names_are_there_and_documented(name):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'soft_max'"):
         _ = qf.soft_max
+
+
+def test_the_wheel_and_its_extras_ask_for_what_the_requirements_name():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    (everything,) = extras["all"]
+    names = everything.partition("[")[2].rstrip("]").split(",")
+    assert {*project["dependencies"], *(x for name in names for x in extras[name])} == set(lines)

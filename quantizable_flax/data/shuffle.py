@@ -77,7 +77,7 @@ def _small_epoch(count: int, seed: int) -> np.ndarray:
         while index >= count:
             index = following[index]
         order.append(index)
-    return np.array(order if count > 1 else [0])
+    return np.array(order)
 
 
 @functools.lru_cache(maxsize=16)

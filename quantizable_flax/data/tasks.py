@@ -24,7 +24,7 @@ def make_task(config: ConfigDict, assets: Mapping[str, Any] | None = None) -> Ta
 
 
 def _images(config: ConfigDict, assets: Mapping[str, Any] | None) -> Task:
-    from quantizable_flax.data.images.task import ImageTask
+    from quantizable_flax.data.images.task import ImageTask  # Text runs need no image libraries.
 
     return ImageTask(config, assets)
 

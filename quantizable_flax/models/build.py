@@ -76,13 +76,12 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
 
 def _softmax(config: ml_collections.ConfigDict, built: Any) -> SoftmaxFn:
     attention = config.model.attention
-    seq_len = config.data.seq_len if "seq_len" in config.data else built.num_tokens
     return make_softmax(
         attention.softmax,
         gamma=attention.gamma,
         zeta=attention.zeta,
         alpha=attention.alpha,
-        seq_len=seq_len,
+        seq_len=built.length(config.data),
         blind_queries=attention.blind_queries,
         causal=built.causal,
     )

@@ -63,12 +63,8 @@ def example_flops(config: ConfigDict) -> ExampleFlops:
     Raises:
       UserError: as `build_model`.
     """
-    return model_flops(build_model(config).config, config.data.get("seq_len", 0))
-
-
-def model_flops(model: TransformerConfig, seq_len: int) -> ExampleFlops:
-    """Returns the FLOPs of one example; `seq_len` tokens of a text, ignored for images."""
-    tokens = model.length(seq_len)
+    model: TransformerConfig = build_model(config).config
+    tokens = model.length(config.data)
     width, layers = model.hidden_size, model.num_layers
     visible = 0.5 if model.causal else 1.0  # share of keys that a causal query sees
     parts = {

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -98,9 +98,9 @@ class TransformerConfig:
         """The LayerNorms that SmoothQuant may fold, and what reads them."""
         raise NotImplementedError
 
-    def length(self, seq_len: int) -> int:
-        """Tokens that the layers see of an example, whose text has `seq_len`."""
-        return seq_len
+    def length(self, data: Mapping[str, Any]) -> int:
+        """Tokens that the layers see of an example of `config.data`."""
+        return data["seq_len"]
 
     def embedding_products(self, tokens: int) -> int:
         """Multiply-adds before the layers, for `models/flops.py`; lookups are none."""

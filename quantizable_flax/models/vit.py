@@ -1,7 +1,8 @@
 """ViT for image classification: pre-LN, class token, erf GELU (arXiv 2010.11929)."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -101,9 +102,9 @@ class VitConfig(TransformerConfig):
         """Length of the sequence: class token, registers, patches."""
         return 1 + self.num_registers + self.num_patches
 
-    def length(self, seq_len: int) -> int:
+    def length(self, data: Mapping[str, Any]) -> int:
         """The same for every image."""
-        del seq_len
+        del data
         return self.num_tokens
 
     def embedding_products(self, tokens: int) -> int:

@@ -80,7 +80,7 @@ def check_sizes(config: ConfigDict, model: nn.Module, mesh: Mesh) -> None:
             f"mesh.tensor={tensor} does not divide model.vocab_size={words}: raise it to "
             f"{words + -words % tensor}, the tokenizer may have fewer tokens."
         )
-    length = config.data.seq_len if "seq_len" in config.data else model.config.num_tokens
+    length = model.config.length(config.data)
     if length % sequence:
         raise UserError(
             f"mesh.sequence={sequence} does not divide sequences of {length} tokens: choose "

@@ -22,6 +22,7 @@ STEPS = 20
 CHUNK = 4
 VOCAB = 304  # a multiple of every tensor axis here, and no other size
 MESHES = {
+    "data": {"data": 8},
     "fsdp": {"data": 1, "fsdp": 8},
     "tensor": {"data": 2, "tensor": 4},
     "sequence": {"data": 2, "sequence": 4},
