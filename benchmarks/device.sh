@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# All measurements of one accelerator, each part at most so many seconds and free to fail; run from
-# the root as `benchmarks/device.sh OUT`, logs go to the folder OUT, the table is printed last.
+# All measurements of one accelerator, each part at most so many seconds (quantized programs compile
+# for minutes there) and free to fail; run from the root as `benchmarks/device.sh OUT`, logs go to
+# the folder OUT, the table is printed last.
 # SMALL=1 rehearses everything on a CPU with models of one layer.
 set -u
 out=${1:?usage: benchmarks/device.sh OUT}
@@ -22,15 +23,15 @@ part() { # NAME SECONDS COMMAND...
   echo "$name: status $? after $((SECONDS - began)) s" >> "$out/parts.log"
 }
 
-part check 160 "$python" -m benchmarks.device_check "${size[@]}"
+part check 300 "$python" -m benchmarks.device_check "${size[@]}"
 for family in bert opt vit; do
   part $family 120 "$python" -m benchmarks.train_step --family=$family "${small[@]}"
 done
 part torch 100 "$python" -m benchmarks.torch_step --family=bert "${small[@]}"
 part torch_opt 100 "$python" -m benchmarks.torch_step --family=opt "${small[@]}"
 part torch_vit 100 "$python" -m benchmarks.torch_step --family=vit "${small[@]}"
-part int8 90 "$python" -m benchmarks.int8 --batch_size=32 "${rounds[@]}"
-part int8_128 90 "$python" -m benchmarks.int8 --batch_size=128 "${rounds[@]}"
+part int8 240 "$python" -m benchmarks.int8 --batch_size=32 "${rounds[@]}"
+part int8_128 240 "$python" -m benchmarks.int8 --batch_size=128 "${rounds[@]}"
 
 cat "$out/parts.log"
 for name in $parts; do
