@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from quantizable_flax.nn.attention import MultiHeadAttention
     from quantizable_flax.nn.drop_in import attention_fn
     from quantizable_flax.nn.gate import GateConfig
-    from quantizable_flax.nn.softmax import clipped_softmax, make_softmax, softmax
+    from quantizable_flax.nn.softmax import SoftmaxConfig, clipped_softmax, make_softmax, softmax
     from quantizable_flax.ptq.calibrate import calibrate
     from quantizable_flax.ptq.int8 import to_int8
     from quantizable_flax.quantization.spec import QuantSpec
@@ -26,6 +26,7 @@ __all__ = [
     "GateConfig",
     "MultiHeadAttention",
     "QuantSpec",
+    "SoftmaxConfig",
     "UserError",
     "attention_fn",
     "build_model",
@@ -44,7 +45,7 @@ _MODULES = {
     "nn.attention": ("MultiHeadAttention",),
     "nn.drop_in": ("attention_fn",),
     "nn.gate": ("GateConfig",),
-    "nn.softmax": ("clipped_softmax", "make_softmax", "softmax"),
+    "nn.softmax": ("SoftmaxConfig", "clipped_softmax", "make_softmax", "softmax"),
     "config": ("default_config",),
     "errors": ("UserError",),
     "interop": ("from_state_dict",),

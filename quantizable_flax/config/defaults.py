@@ -22,7 +22,7 @@ from quantizable_flax.quantization.spec import BIT_FIELDS, QuantSpec
 FAMILIES = build.FAMILIES
 OF_TRAINING = ("remat", "loss_chunk")  # fields of a model that are keys of `config.train`
 # Fields of a model and of a scheme that other keys say, and arguments that follow from the model.
-NOT_OF_MODEL = (*OF_TRAINING, "dtype", "softmax_fn", "gate", "quant")
+NOT_OF_MODEL = (*OF_TRAINING, "dtype", "softmax", "gate", "quant")
 NOT_OF_QUANT = (*BIT_FIELDS, "head", "site_bits", "backend")
 NOT_OF_SOFTMAX = ("kind", "seq_len", "causal")
 

@@ -10,7 +10,7 @@ import ml_collections
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.models import bert, opt, vit
 from quantizable_flax.nn.gate import GateConfig
-from quantizable_flax.nn.softmax import SoftmaxFn, make_softmax
+from quantizable_flax.nn.softmax import SoftmaxConfig, make_softmax
 from quantizable_flax.quantization.spec import QuantSpec
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -71,10 +71,10 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
         loss_chunk=config.train.loss_chunk,
         gate=_gate(model.attention),
     )
-    return family.module(dataclasses.replace(built, softmax_fn=_softmax(config, built)))
+    return family.module(dataclasses.replace(built, softmax=_softmax(config, built)))
 
 
-def _softmax(config: ml_collections.ConfigDict, built: Any) -> SoftmaxFn:
+def _softmax(config: ml_collections.ConfigDict, built: Any) -> SoftmaxConfig:
     attention = config.model.attention
     return make_softmax(
         attention.softmax,

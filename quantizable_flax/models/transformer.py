@@ -15,7 +15,7 @@ from quantizable_flax.nn.attention import MultiHeadAttention
 from quantizable_flax.nn.gate import GateConfig
 from quantizable_flax.nn.layers import Dense, Dropout, Embed, LayerNorm
 from quantizable_flax.nn.partition import constrain
-from quantizable_flax.nn.softmax import SoftmaxFn, softmax
+from quantizable_flax.nn.softmax import VANILLA, SoftmaxFn
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.quantization.tensor import Tensor, values
@@ -57,7 +57,7 @@ class TransformerConfig:
     dtype: Any = jnp.float32
     remat: str = "none"
     loss_chunk: int = 128
-    softmax_fn: SoftmaxFn = softmax
+    softmax: SoftmaxFn = VANILLA
     gate: GateConfig | None = None
     quant: QuantSpec | None = None
 
@@ -152,7 +152,7 @@ class TransformerConfig:
         """The attention layer of this configuration."""
         return MultiHeadAttention(
             self.num_heads,
-            softmax_fn=self.softmax_fn,
+            softmax=self.softmax,
             gate=self.gate,
             dropout_rate=self.attention_dropout,
             kernel_init=self.kernel_init,

@@ -12,7 +12,7 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.nn.gate import Gate, GateConfig
 from quantizable_flax.nn.layers import Dense
 from quantizable_flax.nn.partition import constrain
-from quantizable_flax.nn.softmax import SoftmaxFn, softmax
+from quantizable_flax.nn.softmax import VANILLA, SoftmaxFn
 from quantizable_flax.quantization.sites import Site, record
 from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.quantization.statistics import zero_share
@@ -34,7 +34,7 @@ class MultiHeadAttention(nn.Module):
 
     Attributes:
       num_heads: H; must divide the width of x.
-      softmax_fn: `(scores, mask) -> probs`, see `make_softmax`.
+      softmax: a `SoftmaxConfig`, or any function `(scores, mask) -> probs`.
       gate: which gate multiplies the context, None for no gate.
       dropout_rate: of the probabilities, in [0, 1).
       kernel_init: initialiser of the four projections.
@@ -46,7 +46,7 @@ class MultiHeadAttention(nn.Module):
     """
 
     num_heads: int
-    softmax_fn: SoftmaxFn = softmax
+    softmax: SoftmaxFn = VANILLA
     gate: GateConfig | None = None
     dropout_rate: float = 0.0
     kernel_init: Callable = nn.initializers.normal(0.02)
@@ -99,7 +99,7 @@ class MultiHeadAttention(nn.Module):
         scores_BxHxTxS = values(Site(self.quant, name="scores")(scores_BxHxTxS, mask))
         if self.quant is not None:
             scores_BxHxTxS = apart(scores_BxHxTxS)
-        exact_BxHxTxS = self.softmax_fn(scores_BxHxTxS, mask)
+        exact_BxHxTxS = self.softmax(scores_BxHxTxS, mask)
         if self.quant is not None:
             exact_BxHxTxS = apart(exact_BxHxTxS)
         record(self, "zero_share", lambda: zero_share(exact_BxHxTxS, mask))

@@ -32,7 +32,7 @@ def attention_fn(
     Raises:
       UserError: as `make_softmax`.
     """
-    softmax_fn = make_softmax(
+    probabilities = make_softmax(
         softmax, gamma=gamma, zeta=zeta, alpha=alpha, seq_len=seq_len, blind_queries=blind_queries
     )
 
@@ -70,7 +70,7 @@ def attention_fn(
         if is_causal:
             causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
             mask = causal if mask is None else causal & mask.astype(bool)
-        probs = softmax_fn(scores, mask)
+        probs = probabilities(scores, mask)
         if module is not None:
             module.sow("intermediates", "attention_weights", probs)
         if dropout_rate > 0.0 and not deterministic:

@@ -1,8 +1,7 @@
 """Softmax and clipped softmax as pure functions of attention scores (arXiv 2306.12929, eq. 4)."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +108,50 @@ def check_stretch(gamma: float, zeta: float) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class SoftmaxConfig:
+    """Which softmax, as plain data: equal configs compare equal, and a call maps scores to probs.
+
+    Attributes:
+      kind: "vanilla" or "clipped".
+      gamma, zeta: stretch of the clipped one, as in `clipped_softmax`.
+      blind_queries, causal: as in `softmax`.
+    """
+
+    kind: str = "vanilla"
+    gamma: float = 0.0
+    zeta: float = 1.0
+    blind_queries: str = "zero"
+    causal: bool = False
+
+    def __post_init__(self):
+        """Raises UserError for a field outside its domain."""
+        check_choice("attention softmax", self.kind, KINDS)
+        check_choice("attention blind_queries", self.blind_queries, BLIND_QUERIES)
+        check_stretch(self.gamma, self.zeta)
+        if self.kind == "vanilla" and (self.gamma, self.zeta) != (0.0, 1.0):
+            raise UserError(
+                f"a stretch belongs to softmax='clipped', found gamma={self.gamma}, "
+                f"zeta={self.zeta} and softmax='vanilla': set the softmax to 'clipped' or leave "
+                "them unset."
+            )
+
+    def __call__(self, scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """[..., queries, keys] -> float32 probabilities, as `softmax` or `clipped_softmax`."""
+        # Without a stretch, clipped softmax is the vanilla one.
+        return clipped_softmax(
+            scores,
+            mask,
+            gamma=self.gamma,
+            zeta=self.zeta,
+            blind_queries=self.blind_queries,
+            causal=self.causal,
+        )
+
+
+VANILLA = SoftmaxConfig()
+
+
 def make_softmax(
     kind: str = "vanilla",
     *,
@@ -118,8 +161,8 @@ def make_softmax(
     seq_len: int | None = None,
     blind_queries: str = "zero",
     causal: bool = False,
-) -> SoftmaxFn:
-    """Returns the function `(scores, mask) -> probs` that a configuration asks for.
+) -> SoftmaxConfig:
+    """Returns the softmax that a configuration asks for, with gamma from alpha and T.
 
     Args:
       kind: "vanilla" or "clipped".
@@ -135,19 +178,17 @@ def make_softmax(
         a stretch out of its bounds.
     """
     check_choice("attention softmax", kind, KINDS)
-    check_choice("attention blind_queries", blind_queries, BLIND_QUERIES)
-    options: dict[str, Any] = {}
-    if blind_queries != "zero":
-        options = {"blind_queries": blind_queries, "causal": causal}
-    if kind == "vanilla":
-        if any(value is not None for value in (gamma, zeta, alpha)):
-            raise UserError(
-                "gamma, zeta and alpha belong to softmax='clipped', found softmax='vanilla': "
-                "set the softmax to 'clipped' or leave them unset."
-            )
-        return functools.partial(softmax, **options) if options else softmax
-    gamma, zeta = _stretch(gamma, zeta, alpha, seq_len)
-    return functools.partial(clipped_softmax, gamma=gamma, zeta=zeta, **options)
+    # Elsewhere it means nothing, and two configs that do the same are to be equal.
+    causal = causal and blind_queries == "uniform"
+    if kind == "clipped":
+        gamma, zeta = _stretch(gamma, zeta, alpha, seq_len)
+        return SoftmaxConfig(kind, gamma, zeta, blind_queries, causal)
+    if any(value is not None for value in (gamma, zeta, alpha)):
+        raise UserError(
+            "gamma, zeta and alpha belong to softmax='clipped', found softmax='vanilla': "
+            "set the softmax to 'clipped' or leave them unset."
+        )
+    return SoftmaxConfig(blind_queries=blind_queries, causal=causal)
 
 
 def _stretch(

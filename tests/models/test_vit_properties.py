@@ -105,7 +105,7 @@ def test_images_of_another_shape_are_named(shape):
 
 def test_alpha_counts_all_tokens():
     config = small_config("vit", {"softmax": "clipped", "alpha": 2.0}, num_registers=3)
-    assert build_model(config).config.softmax_fn.keywords["gamma"] == -2.0 / 20
+    assert build_model(config).config.softmax.gamma == -2.0 / 20
 
 
 def test_label_smoothing_is_for_training_alone():

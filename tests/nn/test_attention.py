@@ -12,7 +12,7 @@ from quantizable_flax import MultiHeadAttention, UserError, make_softmax
 @pytest.fixture(scope="module")
 def with_dropout(hidden):
     softmax_fn = make_softmax("clipped", gamma=-0.2)
-    module = MultiHeadAttention(4, softmax_fn=softmax_fn, dropout_rate=0.5)
+    module = MultiHeadAttention(4, softmax=softmax_fn, dropout_rate=0.5)
     return module, module.init(jax.random.key(0), hidden)
 
 
@@ -49,7 +49,7 @@ def test_dropout_needs_train_and_a_key(with_dropout, hidden):
 
 
 def test_zero_share_counts_visible_keys_only(hidden):
-    module = MultiHeadAttention(4, softmax_fn=make_softmax("clipped", gamma=-0.2))
+    module = MultiHeadAttention(4, softmax=make_softmax("clipped", gamma=-0.2))
     variables = module.init(jax.random.key(0), hidden)
     mask = jnp.arange(6)[None, None, None, :] < 4
     _, kept = module.apply(

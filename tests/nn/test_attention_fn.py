@@ -35,7 +35,7 @@ def test_vanilla_equals_flax(variables, hidden):
 def test_equals_our_attention(options, hidden):
     kinds = {"softmax": "clipped", **options}
     softmax_fn = make_softmax(kinds.pop("softmax"), **kinds)
-    module = MultiHeadAttention(HEADS, softmax_fn=softmax_fn)
+    module = MultiHeadAttention(HEADS, softmax=softmax_fn)
     params = nn.meta.unbox(module.init(jax.random.key(0), hidden))["params"]
 
     def split(part):  # [D, H * K] -> [D, H, K], as flax keeps it

@@ -68,8 +68,8 @@ class Variant:
     def with_our_softmax(self) -> "Variant":
         config = self.config.copy_and_resolve_references()
         config.model.attention.blind_queries = "zero"
-        softmax_fn = build_model(config).config.softmax_fn
-        return dataclasses.replace(self, module=self.module.clone(softmax_fn=softmax_fn))
+        softmax_fn = build_model(config).config.softmax
+        return dataclasses.replace(self, module=self.module.clone(softmax=softmax_fn))
 
 
 def load(family: str, name: str) -> Variant:
@@ -87,7 +87,7 @@ def load(family: str, name: str) -> Variant:
         mask &= jnp.tril(jnp.ones((length, length), bool))
     module = MultiHeadAttention(
         built.num_heads,
-        softmax_fn=built.softmax_fn,
+        softmax=built.softmax,
         gate=built.gate,
         output_projection=family == "opt",
     )

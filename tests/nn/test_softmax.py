@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from quantizable_flax import UserError, clipped_softmax, make_softmax, softmax
+from quantizable_flax import SoftmaxConfig, UserError, clipped_softmax, make_softmax, softmax
 from quantizable_flax.nn.softmax import BLIND_QUERIES
 from tests.helpers import deviation, golden
 
@@ -171,6 +171,26 @@ def test_without_stretch_clipped_is_vanilla():
 def test_wrong_options_are_named(arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         make_softmax(**arguments)
+
+
+def test_configs_that_do_the_same_are_equal():
+    by_alpha = make_softmax("clipped", alpha=4.0, seq_len=128, causal=True)
+    assert by_alpha == SoftmaxConfig("clipped", gamma=-4.0 / 128)
+    assert hash(by_alpha) == hash(make_softmax("clipped", gamma=-4.0 / 128, zeta=1.0))
+    assert make_softmax(blind_queries="uniform") != make_softmax() == SoftmaxConfig()
+
+
+def test_an_equal_config_is_compiled_once():
+    attend = jax.jit(lambda scores, config: config(scores), static_argnames="config")
+    scores = jnp.zeros((2, 4))
+    for config in (make_softmax("clipped", gamma=-0.1), SoftmaxConfig("clipped", -0.1)):
+        attend(scores, config=config)
+    assert attend._cache_size() == 1
+
+
+def test_a_vanilla_config_has_no_stretch():
+    with pytest.raises(UserError, match=r"belongs to softmax='clipped', found gamma=-0\.1"):
+        SoftmaxConfig(gamma=-0.1)
 
 
 @pytest.mark.parametrize("stretch", [{"gamma": 0.01}, {"zeta": 0.99}])
