@@ -206,12 +206,16 @@ def test_deviation_is_that_of_a_sample(values, seeds, deviation, shown, tmp_path
     assert show(row) == shown
 
 
-def test_16_bits_equal_floating_point(trained):
+def test_16_bits_cost_next_to_nothing(trained):
     evaluator = evaluator_of(trained)
-    # Steps of 1/65535 of the range: four digits of the perplexity cannot move.
-    assert evaluator.quantized(parse_setting("w16a16"), 1)[0] == pytest.approx(
-        evaluator.fp.value, rel=1e-4
-    )
+    costs = {
+        bits: abs(evaluator.quantized(parse_setting(bits), 1)[0] / evaluator.fp.value - 1)
+        for bits in ("w4a4", "w16a16")
+    }
+    # A step of 16 bits is 4096 times finer; single errors shrink so, their sum over a model may
+    # cancel in either. Found: 2.4e-6.
+    assert costs["w16a16"] < costs["w4a4"] / 100
+    assert costs["w16a16"] < 1e-5
 
 
 def test_config_of_a_run_builds_the_same_model(trained):

@@ -1,7 +1,7 @@
 """The one table from logical axis names to mesh axes, and activations that follow it.
 
-Parameters carry logical names (`quantization.layers.partitioned_param`), activations get theirs
-from `constrain`; XLA's SPMD partitioner derives every collective from both.
+Parameters carry logical names (`nn.layers.partitioned_param`), activations get theirs from
+`constrain`, by Flax's logical constraints; XLA's SPMD partitioner derives every collective.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from quantizable_flax.quantization.tensor import Quantized, Tensor
 
@@ -67,8 +67,7 @@ def _constrain(x: jax.Array, names: tuple[str | None, ...], mesh: Mesh) -> jax.A
         name if size % _parts(name, mesh) == 0 else None
         for name, size in zip(names, x.shape, strict=True)
     ]
-    spec = nn.logical_to_mesh_axes(divided, RULES) or PartitionSpec()
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    return nn.with_logical_constraint(x, tuple(divided), RULES, mesh)
 
 
 def _parts(name: str | None, mesh: Mesh) -> int:

@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,8 +56,11 @@ def curves(tmp_path, family: str) -> dict[str, list[float]]:
     return {name: values for name, (values, _) in {"one": one, **others}.items()}
 
 
-def program(tmp_path, family: str, mesh: str) -> dict[str, list]:
-    """Shapes of the compiled step: of all arrays, and (kind, result) of its collectives."""
+def program(tmp_path, family: str, mesh: str) -> dict[str, Any]:
+    """The compiled step: shapes of all arrays, (kind, result) of its collectives, its sizes.
+
+    `rows` are the tokens of a batch.
+    """
     every = {"model__max_predictions": 0} if family == "bert" else {}
     layers = 2 if family == "opt" else 1
     config = mesh_config(tmp_path, family, mesh, model__num_layers=layers, **every)
@@ -67,6 +71,9 @@ def program(tmp_path, family: str, mesh: str) -> dict[str, list]:
     step = make_train_step(model, optimizer, config, devices, state)
     text = step.lower(state, batch).compile().as_text()
     return {
+        "rows": config.train.batch_size * config.data.get("seq_len", 0),
+        "width": config.model.hidden_size,
+        "layers": layers,
         "shapes": sorted(set(re.findall(r"\w+\[[\d,]*\]", text))),
         "collectives": [(kind, result) for result, kind in COLLECTIVE.findall(text)],
     }

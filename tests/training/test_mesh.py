@@ -18,7 +18,7 @@ from quantizable_flax.nn.partition import AXES, constrain, on_mesh
 from quantizable_flax.runtime.mesh import check_batch, check_sizes, make_mesh
 from tests.tiny import tiny_config
 from tests.training.hosts import with_devices
-from tests.training.mesh_case import CHUNK, VOCAB
+from tests.training.mesh_case import CHUNK, MESHES, VOCAB
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,15 +78,15 @@ def test_the_vocabulary_parallel_loss_gathers_no_logits(program, family):
 
 
 def test_tensor_parallel_layers_sum_twice_each_way(program):
-    rows_x_width = [128 // 2, 16]  # 8 sequences of 16 tokens over two data shards, width 16
+    compiled = program("opt", "tensor")
+    rows, width = compiled["rows"] // MESHES["tensor"]["data"], compiled["width"]
     sums = [
-        len(re.findall(r"f32\[64,16\]", result))
-        for kind, result in program("opt", "tensor")["collectives"]
+        result.count(f"f32[{rows},{width}]")
+        for kind, result in compiled["collectives"]
         if kind == "all-reduce"
     ]
-    assert rows_x_width == [64, 16]
-    # Two layers: attention output and FFN forward; FFN, query, key and value backward.
-    assert sum(sums) == 2 * (2 + 4)
+    # Each layer: attention output and FFN forward; FFN, query, key and value backward.
+    assert sum(sums) == compiled["layers"] * (2 + 4)
 
 
 def one_device_mesh(**sizes):
