@@ -1,4 +1,4 @@
-"""Settings of every test: repeatable property tests, compilation shared."""
+"""Settings of every test: strict shapes and types, repeatable properties, compilation shared."""
 
 import gc
 import os
@@ -12,6 +12,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     os.environ["XDG_CACHE_HOME"] = _cache.name
+    # What is broadcast or promoted is meant to be; the command lines that tests start see it too.
+    os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+    os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
     # The same programs (HLO), of which LLVM makes machine code in half the time; a test takes
     # longer to compile than to run. `XLA_FLAGS=... make test` wins, and what is measured, the demo
     # and README's commands do without.

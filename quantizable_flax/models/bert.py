@@ -19,7 +19,7 @@ from quantizable_flax.models.transformer import (
 )
 from quantizable_flax.nn.layers import Dropout, Embed, partitioned_param
 from quantizable_flax.quantization.sites import Site
-from quantizable_flax.quantization.tensor import Tensor, values
+from quantizable_flax.quantization.tensor import Tensor, beside, values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +81,9 @@ class BertEmbeddings(nn.Module):
         length = input_ids_BxT.shape[1]
         check_positions(length, self.config.max_position_embeddings)
         types: jax.Array | slice = slice(1) if token_type_ids_BxT is None else token_type_ids_BxT
-        x = self.word_type_sum(self.word(input_ids_BxT) + self.token_type(types))
-        x = self.position_sum(values(x) + self.position(slice(length)))
+        word = self.word(input_ids_BxT)
+        x = self.word_type_sum(word + beside(self.token_type(types), word))
+        x = self.position_sum(values(x) + beside(self.position(slice(length)), x))
         return self.dropout(self.layer_norm(x), deterministic=not train)
 
 
@@ -127,16 +128,20 @@ class MlmHead(nn.Module):
 
     def __call__(self, x: Tensor, word: Embed) -> jax.Array:
         """[..., D] -> float32 logits [..., V]."""
-        return values(self.logits(word.decoder()(self._transform(x)) + self.bias))
+        logits = word.decoder()(self._transform(x))
+        return values(self.logits(logits + beside(self.bias, logits)))
 
     def scores(self, x_BxTxD: Tensor, word: Embed, labels_BxT: jax.Array) -> Scores:
         """Scores the labels, the logits of so many positions at a time as configured."""
         c = self.config
         if c.head_quant is not None:
             return token_scores(self(x_BxTxD, word), labels_BxT)
-        attend, bias = word.decoder(), self.bias
+        attend, bias_1x1xV = word.decoder(), beside(self.bias, x_BxTxD)
         return chunked_scores(
-            lambda x: attend(x) + bias, values(self._transform(x_BxTxD)), labels_BxT, c.loss_chunk
+            lambda x: attend(x) + bias_1x1xV,
+            values(self._transform(x_BxTxD)),
+            labels_BxT,
+            c.loss_chunk,
         )
 
     def _transform(self, x: Tensor) -> Tensor:

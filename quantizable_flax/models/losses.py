@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.quantization.tensor import Quantized, Tensor
+from quantizable_flax.quantization.tensor import Quantized, Tensor, beside
 
 IGNORED = -100
 
@@ -35,7 +35,7 @@ def token_scores(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> Scores:
     return Scores(
         jnp.sum(nll_BxT * weight_BxT, axis=1),
         jnp.sum(weight_BxT, axis=1),
-        jnp.sum(right_BxT * weight_BxT, axis=1),
+        jnp.sum(jnp.where(right_BxT, weight_BxT, 0.0), axis=1),
     )
 
 
@@ -46,7 +46,8 @@ def _judge(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     anywhere, nor a label out of range, whose logit is 0 here.
     """
     # A masked sum, no gather: every device looks among its own part of the vocabulary.
-    is_label = jnp.arange(logits.shape[-1]) == labels[..., None]
+    tokens = jnp.arange(logits.shape[-1])
+    is_label = beside(tokens, logits) == labels[..., None].astype(tokens.dtype)
     own = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     highest_other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
     known = (labels >= 0) & (labels < logits.shape[-1])

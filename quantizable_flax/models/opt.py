@@ -19,7 +19,7 @@ from quantizable_flax.models.transformer import (
 )
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.spec import INT8_BITS
-from quantizable_flax.quantization.tensor import Tensor, values
+from quantizable_flax.quantization.tensor import Tensor, beside, values
 
 POSITION_OFFSET = 2  # rows 0 and 1 of the position table: OPT counts from 2, padding has row 1
 
@@ -127,7 +127,7 @@ class OptEmbeddings(nn.Module):
             )
         else:
             rows = positions_BxT + POSITION_OFFSET
-        return self.sum(x + self.position(rows))
+        return self.sum(x + beside(self.position(rows), x))
 
 
 class OptLayer(nn.Module):
@@ -264,7 +264,8 @@ class OptForCausalLM(nn.Module):
         """
         keys_S = jnp.arange(visible_BxS.shape[1])
         places_T = start + jnp.arange(input_ids_BxT.shape[1])
-        mask = (keys_S <= places_T[:, None])[None, None] & visible_BxS[:, None, None, :]
+        mask_TxS = keys_S[None, :] <= places_T[:, None]
+        mask = mask_TxS[None, None] & visible_BxS.astype(bool)[:, None, None, :]
         x = self.embeddings(input_ids_BxT, positions_BxT)
         for layer in self.layers:
             x = layer(x, mask, train=False, cache_at=start)

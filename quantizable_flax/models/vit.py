@@ -16,7 +16,7 @@ from quantizable_flax.models.structure import PRE_LN, Fold, OutlierSites
 from quantizable_flax.models.transformer import TransformerConfig, gelu, residual, run_layers
 from quantizable_flax.nn.layers import Dropout, quantized_param
 from quantizable_flax.quantization.sites import Site, WeightSite
-from quantizable_flax.quantization.tensor import Tensor, values
+from quantizable_flax.quantization.tensor import Tensor, beside, values
 
 OUTLIERS = r"final_layer_norm/output|layer_\d+/(ffn_residual|(ffn_out|\w+_layer_norm)/output)"
 
@@ -139,7 +139,7 @@ class VitEmbeddings(nn.Module):
         batch = (x.shape[0],)
         cls = self._table("cls_token", 1)
         x = jnp.concatenate([jnp.broadcast_to(cls, batch + cls.shape), x], axis=1)
-        x = x + self._table("position_table", 1 + c.num_patches)
+        x = x + beside(self._table("position_table", 1 + c.num_patches), x)
         if c.num_registers:
             # Behind the class token and without a position, as in DINOv2.
             registers = self._table("register_tokens", c.num_registers)
@@ -219,7 +219,9 @@ class VitForImageClassification(nn.Module):
         pixels = jnp.asarray(images_BxHxWxC, jnp.float32)
         if wide:
             pixels = jnp.where((pixels >= 0.0) & (pixels <= 255.0), pixels, jnp.nan)
-        mean, std = (jnp.asarray(x, jnp.float32) for x in (c.pixel_mean, c.pixel_std))
+        mean, std = (
+            beside(jnp.asarray(x, jnp.float32), pixels) for x in (c.pixel_mean, c.pixel_std)
+        )
         return ((pixels / 255.0 - mean) / std).astype(c.dtype)
 
     def encode(self, images_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:

@@ -10,6 +10,7 @@ from flax.linen.dtypes import promote_dtype
 from quantizable_flax.errors import UserError
 from quantizable_flax.nn.attention import attention_context, attention_scores
 from quantizable_flax.nn.softmax import make_softmax
+from quantizable_flax.quantization.tensor import beside
 
 
 def attention_fn(
@@ -66,10 +67,10 @@ def attention_fn(
         query, key, value = promote_dtype(query, key, value, dtype=dtype)
         scores = attention_scores(query, key, precision)
         if bias is not None:
-            scores = scores + bias
+            scores = scores + beside(bias.astype(scores.dtype), scores)
         if is_causal:
-            causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
-            mask = causal if mask is None else causal & mask.astype(bool)
+            causal = beside(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores)
+            mask = causal if mask is None else causal & beside(mask.astype(bool), scores)
         probs = probabilities(scores, mask)
         if module is not None:
             module.sow("intermediates", "attention_weights", probs)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from quantizable_flax.errors import UserError, nearest
 from quantizable_flax.nn.layers import partitioned_param
 from quantizable_flax.quantization.sites import record
-from quantizable_flax.quantization.tensor import precision_of
+from quantizable_flax.quantization.tensor import beside, precision_of
 
 KINDS = ("linear", "mlp", "all_heads_linear", "unconditional")
 GRANULARITIES = ("token", "head", "head_unmasked")
@@ -129,22 +129,25 @@ class Gate(nn.Module):
         if config.kind == "unconditional":
             logit = self._param("logit", (heads,), ("heads",), _logit(config.pi_init))
             return jnp.broadcast_to(logit, (x_BxTxD.shape[0], 1, heads))
-        bias = self._param("bias", (heads,), ("heads",), _logit(config.pi_init))
+        bias_1x1xH = beside(
+            self._param("bias", (heads,), ("heads",), _logit(config.pi_init)), x_BxTxD
+        )
         if config.kind == "all_heads_linear":
             kernel = self._param("kernel", (width, heads), ("embed", "heads"))
-            return einsum("BTD,DH->BTH", x_BxTxD, kernel) + bias
+            return einsum("BTD,DH->BTH", x_BxTxD, kernel) + bias_1x1xH
         size = width // heads
         x_BxTxHxK = x_BxTxD.reshape(*x_BxTxD.shape[:-1], heads, size)
         if config.kind == "linear":
             kernel = self._param("kernel", (heads, size), ("heads", None))
-            return einsum("BTHK,HK->BTH", x_BxTxHxK, kernel) + bias
+            return einsum("BTHK,HK->BTH", x_BxTxHxK, kernel) + bias_1x1xH
         hidden_kernel = self._param(
             "hidden_kernel", (heads, size, config.hidden), ("heads", None, None)
         )
         hidden_bias = self._param("hidden_bias", (heads, config.hidden), ("heads", None), 0.0)
         kernel = self._param("kernel", (heads, config.hidden), ("heads", None))
-        hidden = nn.relu(einsum("BTHK,HKN->BTHN", x_BxTxHxK, hidden_kernel) + hidden_bias)
-        return einsum("BTHN,HN->BTH", hidden, kernel) + bias
+        hidden = einsum("BTHK,HKN->BTHN", x_BxTxHxK, hidden_kernel)
+        hidden = nn.relu(hidden + beside(hidden_bias, hidden))
+        return einsum("BTHN,HN->BTH", hidden, kernel) + bias_1x1xH
 
     def _param(self, name, shape, axes, constant: float | None = None) -> jax.Array:
         init = (

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from quantizable_flax.nn.partition import constrain, splits_length
 from quantizable_flax.quantization.sites import Site, WeightSite
 from quantizable_flax.quantization.spec import QuantSpec
-from quantizable_flax.quantization.tensor import Quantized, Tensor, apart, as_rows, product, values
+from quantizable_flax.quantization.tensor import (
+    Quantized,
+    Tensor,
+    apart,
+    as_rows,
+    beside,
+    product,
+    values,
+)
 
 Axes = tuple[str | None, ...]
 
@@ -72,7 +80,7 @@ class Dense(nn.Module):
             bias = partitioned_param(
                 self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:]
             )
-            y = y + bias.astype(y.dtype)
+            y = y + beside(bias.astype(y.dtype), y)
         if self.activation is not None:
             y = self.activation(y)
         y = y.astype(self.dtype).reshape(*x.shape[:-1], self.features)
@@ -206,7 +214,7 @@ class LayerNorm(nn.Module):
             x = apart(x)
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
+        y = centred * jax.lax.rsqrt(variance + self.epsilon) * beside(scale, x) + beside(bias, x)
         y = constrain(y.astype(self.dtype), *("batch", "length")[: y.ndim - 1], None)
         return Site(self.quant, name="output")(y)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.quantization.tensor import beside
 
 KINDS = ("vanilla", "clipped")
 BLIND_QUERIES = ("zero", "uniform")
@@ -39,7 +40,7 @@ def softmax(
     scores = scores.astype(jnp.float32)
     if mask is None:
         return jax.nn.softmax(scores, axis=-1)
-    mask = mask.astype(bool)
+    mask = beside(mask.astype(bool), scores)
     if blind_queries == "uniform":
         return jax.nn.softmax(_lowered(scores, mask, causal), axis=-1)
     probs = jax.nn.softmax(jnp.where(mask, scores, _LOWEST), axis=-1)
@@ -58,9 +59,9 @@ def _lowered(scores: jax.Array, mask: jax.Array, causal: bool) -> jax.Array:
     if not causal:
         return scores + jnp.where(mask, 0.0, _LOWEST)
     queries, keys = scores.shape[-2:]
-    later = ~jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
+    later = beside(~jnp.tril(jnp.ones((queries, keys), bool), keys - queries), scores)
     # What no query sees: a token sees itself.
-    padding = ~jnp.any(jnp.atleast_2d(mask), axis=-2, keepdims=True)
+    padding = ~jnp.any(mask, axis=-2, keepdims=True)
     once_or_twice = jnp.where(later & padding, -jnp.inf, _LOWEST)
     return jnp.maximum(scores + jnp.where(mask, 0.0, once_or_twice), _LOWEST)
 

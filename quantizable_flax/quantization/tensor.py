@@ -93,6 +93,11 @@ class Quantized:
 Tensor = jax.Array | Quantized
 
 
+def beside(v: jax.Array, x: Tensor) -> jax.Array:
+    """v with leading axes of 1 up to the rank of x: what is broadcast is meant to be."""
+    return jax.lax.expand_dims(v, range(x.ndim - v.ndim))
+
+
 def values(x: Tensor) -> jax.Array:
     """The numbers of a tensor, quantized or not."""
     return x.values() if isinstance(x, Quantized) else x
@@ -166,7 +171,7 @@ def precision_of(*operands: jax.Array) -> jax.lax.Precision | None:
 
     By default TPUs round the operands of a float32 product to bfloat16, and GPUs to TF32.
     """
-    exact = jnp.result_type(*operands).itemsize >= 4
+    exact = max(x.dtype.itemsize for x in operands) >= 4
     return jax.lax.Precision.HIGHEST if exact else None
 
 

@@ -121,8 +121,9 @@ def make_train_step(
         # Sums are divided once, so a token weighs the same in whatever micro-batch it lies.
         scale = 1.0 / jnp.maximum(labels, 1.0)
         grads = jax.tree.map(lambda g: g * scale, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.numpy_dtype_promotion("standard"):  # Optax multiplies steps by floats
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         if ranges:
             ranges = with_weight_ranges(model, params, ranges)
         metrics = {

@@ -119,7 +119,7 @@ def test_pad_embedding_gets_no_gradient_from_the_lookup(family, pad):
 
     def hidden_sum(params):
         x = model.apply({"params": params}, ids, method="encode")
-        return jnp.sum(x * jnp.arange(32.0))
+        return jnp.sum(x * jnp.arange(32.0)[None, None])
 
     grad = jax.jit(jax.grad(hidden_sum))(params)["embeddings"]["word"]["embedding"]
     assert np.all(np.asarray(grad[pad]) == 0.0)

@@ -71,7 +71,7 @@ def test_logits_equal_the_uncached_ones():
     @functools.partial(jax.jit, static_argnames="length")
     def extend(cache, start, length):
         chunk = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, axis=1)
-        shown = visible & (jnp.arange(12) < start + length)
+        shown = visible & (jnp.arange(12) < start + length)[None]
         return model.apply(
             {"params": params, "cache": cache},
             chunk(ids, slice_size=length),

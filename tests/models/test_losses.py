@@ -24,7 +24,7 @@ def log_softmax(logits) -> np.ndarray:
 
 def test_token_scores_by_sequence():
     labels = jnp.array([[1, -100, 3, 0, -100], [-100] * 5, [6, 5, 4, 3, 2]])
-    scores = token_scores(LOGITS, labels)
+    scores = jax.device_get(token_scores(LOGITS, labels))
     log_probs = log_softmax(LOGITS)
     for b, row in enumerate(np.asarray(labels)):
         known = [(t, label) for t, label in enumerate(row) if label != -100]

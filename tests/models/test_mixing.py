@@ -24,8 +24,9 @@ def drawn(**options) -> tuple[np.ndarray, np.ndarray]:
 
 def is_whole(mixed: np.ndarray) -> np.ndarray:
     """Whether every pixel is that of one image or the other."""
-    partners = np.asarray(IMAGES)[::-1]
-    return ((mixed == IMAGES) | (mixed == partners)).all(axis=(1, 2, 3, 4))
+    images = np.asarray(IMAGES)
+    partners = images[::-1]
+    return ((mixed == images) | (mixed == partners)).all(axis=(1, 2, 3, 4))
 
 
 def assert_share(hits: np.ndarray, expected: float) -> None:

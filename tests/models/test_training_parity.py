@@ -41,7 +41,8 @@ def train(file):
 
         loss, grads = jax.value_and_grad(mean_loss)(params)
         norm = jnp.sqrt(sum(jnp.vdot(grad, grad) for grad in jax.tree.leaves(grads)))
-        updates, state = optimizer.update(grads, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # as the step of training does
+            updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, loss, norm
 
     params = jax.tree.map(jnp.asarray, from_state_dict(file.group("w0"), config))
@@ -93,6 +94,7 @@ def test_decayed_parameters_are_those_of_the_original(name):
     expected = from_state_dict(filled, config)
     ones = jax.tree.map(np.ones_like, expected)
     zeros = jax.tree.map(np.zeros_like, ones)
-    updates, _ = jax.jit(optimizer.update)(zeros, jax.jit(optimizer.init)(ones), ones)
+    with jax.numpy_dtype_promotion("standard"):  # as the step of training does
+        updates, _ = jax.jit(optimizer.update)(zeros, jax.jit(optimizer.init)(ones), ones)
     for path, update, decayed in pairs(updates, expected):
         np.testing.assert_allclose(update, -0.5 * decayed, err_msg=path)

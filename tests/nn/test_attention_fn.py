@@ -97,10 +97,14 @@ def test_dtype_is_that_of_the_computation(variables, hidden, dtype):
     # bfloat16 has 8 bits: theirs rounds scores and probabilities to it, ours does not.
     limit = 1e-6 if dtype == jnp.float32 else 3e-2
     np.testing.assert_allclose(actual, expected, rtol=limit, atol=limit)
-    # Operands of several dtypes are promoted.
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_operands_of_several_dtypes_are_promoted_as_in_flax(dtype):
     q = jnp.ones((1, 2, 1, 4), jnp.bfloat16)
-    assert attention_fn("vanilla")(q, q.astype(jnp.float32), q).dtype == jnp.float32
-    assert attention_fn("vanilla")(q, q.astype(jnp.float32), q, dtype=dtype).dtype == dtype
+    with jax.numpy_dtype_promotion("standard"):
+        assert attention_fn("vanilla")(q, q.astype(jnp.float32), q).dtype == jnp.float32
+        assert attention_fn("vanilla")(q, q.astype(jnp.float32), q, dtype=dtype).dtype == dtype
 
 
 def test_weights_are_sown_after_the_clip_and_before_dropout(variables, hidden):
@@ -124,8 +128,8 @@ def test_causal_flag_is_a_mask():
     attend = attention_fn(gamma=-0.05)
     expected = attend(q, k, v, mask=MASK)
     np.testing.assert_array_equal(attend(q, k, v, is_causal=True), expected)
-    keys = jnp.arange(6) < 4
-    both = attend(q, k, v, mask=keys[None, None, None].astype(jnp.float32), is_causal=True)
+    keys = (jnp.arange(6) < 4)[None, None, None]
+    both = attend(q, k, v, mask=keys.astype(jnp.float32), is_causal=True)
     np.testing.assert_array_equal(both, attend(q, k, v, mask=MASK & keys))
 
 

@@ -84,7 +84,7 @@ def load(family: str, name: str) -> Variant:
     built = build_model(config).config
     mask = jnp.asarray(file["in/mask_2d"], bool)[:, None, None, :]
     if family == "opt":
-        mask &= jnp.tril(jnp.ones((length, length), bool))
+        mask &= jnp.tril(jnp.ones((1, 1, length, length), bool))
     module = MultiHeadAttention(
         built.num_heads,
         softmax=built.softmax,
@@ -148,7 +148,8 @@ def test_opt_with_our_softmax_differs_at_padded_queries_alone(name):
     context, backward = jax.vjp(ours.context, ours.params, ours.hidden)
     seeing = np.asarray(variant.mask.any(-1))[:, 0]  # [B, T]
     assert 0 < (~seeing).sum() < seeing.size
-    assert deviation(context * seeing[..., None], expected * seeing[..., None]) < FORWARD
+    found = np.asarray(context) * seeing[..., None]
+    assert deviation(found, expected * seeing[..., None]) < FORWARD
     # What sees nothing attends to nothing: the output projection's bias is all that is left.
     bias = np.broadcast_to(ours.params["output"]["bias"], context.shape)
     np.testing.assert_array_equal(context[~seeing], bias[~seeing])

@@ -37,6 +37,7 @@ def test_matches_the_original(case, kind, blind_queries):
 
     assert np.all(np.asarray(probs)[~compared] == 0.0)
     assert np.all(np.asarray(grad)[~compared] == 0.0)
+    probs, grad = np.asarray(probs), np.asarray(grad)
     assert deviation(probs * compared, file[f"out/{case}/{kind}"] * compared) < FORWARD
     assert deviation(grad * compared, file[f"grad/{case}/{kind}"] * compared) < BACKWARD
 
@@ -45,7 +46,7 @@ def test_matches_the_original(case, kind, blind_queries):
 @pytest.mark.parametrize("causal", [False, True])
 def test_uniform_blind_queries_change_no_other_row(causal, stretch):
     # Padding on the left: the first two queries see nothing, not even themselves.
-    mask = jnp.tril(jnp.ones((5, 5), bool)) & (jnp.arange(5) >= 2)
+    mask = jnp.tril(jnp.ones((5, 5), bool)) & (jnp.arange(5) >= 2)[None]
     scores = 9.0 * jax.random.normal(jax.random.key(0), (2, 3, 5, 5))
     options = {"kind": "clipped" if stretch else "vanilla", **stretch}
     uniform = make_softmax(**options, blind_queries="uniform", causal=causal)(scores, mask)

@@ -39,7 +39,7 @@ def test_site_bits_quantize_what_is_otherwise_in_floating_point():
     spec = QuantSpec(None, None, site_bits=(("weight", 4),))
     layer = Dense(6, quant=spec)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 7)), jnp.float32)
-    params = {"kernel": x.T[:, :1] * jnp.arange(1.0, 7.0), "bias": jnp.zeros(6)}
+    params = {"kernel": x.T[:, :1] * jnp.arange(1.0, 7.0)[None], "bias": jnp.zeros(6)}
     out, _ = layer.apply({"params": params}, x, mutable=[RANGES])
     kernel = params["kernel"]
     grid = make_grid(kernel.min(), kernel.max(), 4, symmetric=True)

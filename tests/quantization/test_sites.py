@@ -140,7 +140,7 @@ def test_weight_range_is_taken_once():
 
 
 def test_per_channel_weights_have_a_scale_per_output():
-    kernel = X[0] * jnp.logspace(-3, 3, 8)
+    kernel = X[0] * jnp.logspace(-3, 3, 8)[None]
     site = WeightSite(QuantSpec(weight_per_channel=True))
     out, variables = site.apply({}, kernel, mutable=["ranges"])
     assert variables["ranges"]["range"][0].shape == (1, 8)
