@@ -102,7 +102,8 @@ def keyed(name: str, arguments: list[str]) -> list[tuple[str, list]]:
 
 
 def test_there_is_something_to_check():
-    assert {name for name, _ in CALLS} >= {"train.py", "eval.py", "-m quantizable_flax.generate"}
+    modules = {f"-m quantizable_flax.{name}" for name in ("generate", "export")}
+    assert {name for name, _ in CALLS} >= {"train.py", "eval.py", *modules}
     assert len(CALLS) >= 12
     assert sum(len(keyed(*call)) for call in CALLS) >= 15
 

@@ -1,5 +1,6 @@
 """The public names: all of them are there, and they cost no more imports than they need."""
 
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -65,3 +66,11 @@ def test_the_wheel_and_its_extras_ask_for_what_the_requirements_name():
     (everything,) = extras["all"]
     names = everything.partition("[")[2].rstrip("]").split(",")
     assert {*project["dependencies"], *(x for name in names for x in extras[name])} == set(lines)
+
+
+def test_console_scripts_are_functions():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert {"quantizable-flax-train", "quantizable-flax-export"} < scripts.keys()
+    for target in scripts.values():
+        module, _, function = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))

@@ -23,6 +23,7 @@ ORDER = (
     "aot",
     "cli",
     "generate",
+    "export",
 )
 # Each library behind one door.
 DOORS = {

@@ -26,15 +26,22 @@ class Sizes(NamedTuple):
     program: int
 
 
-def check_folder(path: str) -> epath.Path:
+def check_folder(path: str, flag: str) -> epath.Path:
     """Returns the folder to write to.
+
+    Args:
+      path: of a new or an empty folder.
+      flag: what names it on the command line, for the message.
 
     Raises:
       UserError: it is there and not empty, or its path cannot be used.
     """
     folder = store.absolute(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--export_int8={path} is there and not an empty folder: name another one.")
+        raise UserError(
+            f"{flag}={path} must be a new or an empty folder, found "
+            f"{'files in it' if folder.is_dir() else 'a file'}: name another one."
+        )
     return folder
 
 

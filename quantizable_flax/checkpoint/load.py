@@ -54,7 +54,7 @@ def load(path: str) -> tuple[nn.Module, Any]:
 
     Args:
       path: the workdir of a run, the folder of one step in its `checkpoints/`, or what
-        `eval.py --export_int8` wrote: that model runs on integers.
+        `quantizable_flax.export` wrote: that model runs on integers.
 
     Raises:
       UserError: no checkpoint there, or none that can be read.

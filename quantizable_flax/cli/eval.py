@@ -6,7 +6,7 @@ import logging
 import jax
 from absl import flags
 
-from quantizable_flax.checkpoint import export
+from quantizable_flax.checkpoint.export import check_folder
 from quantizable_flax.checkpoint.load import (
     Run,
     load_run,
@@ -14,7 +14,7 @@ from quantizable_flax.checkpoint.load import (
     row_names,
     validation_history,
 )
-from quantizable_flax.cli import program
+from quantizable_flax.cli import export, program
 from quantizable_flax.data.tasks import make_task
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluation import tables
@@ -22,7 +22,7 @@ from quantizable_flax.evaluation.report import Subject, report, sensitivity_repo
 from quantizable_flax.evaluation.study import Evaluator, result_row
 from quantizable_flax.ptq.settings import Setting, check_spec, make_spec, parse_setting
 from quantizable_flax.quantization.spec import BACKENDS
-from quantizable_flax.runtime import hosts, terminal
+from quantizable_flax.runtime import hosts
 from quantizable_flax.runtime.compilation_cache import use_compilation_cache
 
 logger = logging.getLogger("quantizable_flax.eval")
@@ -56,7 +56,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "export_int8",
         None,
-        "Instead write an INT8 checkpoint and a StableHLO program to this folder.",
+        "Instead write an INT8 checkpoint and a StableHLO program to this folder, as "
+        "quantizable_flax.export does, which has more options.",
     )
     flags.DEFINE_integer("export_batch_size", 8, "Batch size of that program.")
     flags.DEFINE_string("json", None, "Also write the rows to this JSON file.")
@@ -72,8 +73,7 @@ def main(arguments: list[str]) -> None:
     workdirs = program.required("workdir", FLAGS.workdir)
     settings = [] if FLAGS.quant == ["none"] else [parse_setting(name) for name in FLAGS.quant]
     check_choice("--backend", FLAGS.backend, BACKENDS)
-    if FLAGS.calibration_seeds < 1:
-        raise UserError(f"--calibration_seeds must be at least 1, found {FLAGS.calibration_seeds}.")
+    program.at_least(1, "calibration_seeds", FLAGS.calibration_seeds)
     use_compilation_cache()
     with hosts.joined():
         _run(workdirs, settings, overrides)
@@ -152,23 +152,9 @@ def _export(run: Run, setting: Setting, path: str) -> None:
             f"--export_int8 is the work of one process, found {jax.process_count()}: run it on one "
             "host with --num_processes=1."
         )
-    folder = export.check_folder(path)
-    if FLAGS.export_batch_size < 1:
-        raise UserError(f"--export_batch_size must be at least 1, found {FLAGS.export_batch_size}.")
-    sizes = export.export_int8(
-        folder,
-        *_evaluator(run).int8(setting),
-        run.notes,
-        batch_size=FLAGS.export_batch_size,
-        seq_len=run.config.data.get("seq_len"),
-        float32_bytes=export.size_in_bytes(run.params),
-    )
-    with terminal.printing():
-        print(
-            f"Wrote {folder}: parameters {sizes.int8 / 1e6:.1f} MB, program {export.PROGRAM} "
-            f"{sizes.program / 1e6:.1f} MB; in float32 they are {sizes.float32 / 1e6:.1f} MB "
-            f"({sizes.int8 / sizes.float32:.3f} and {sizes.program / sizes.float32:.3f} of it)."
-        )
+    program.at_least(1, "export_batch_size", FLAGS.export_batch_size)
+    folder = check_folder(path, "--export_int8")
+    export.write_int8(run, setting, folder, FLAGS.export_batch_size)
 
 
 def _one(flag: str, runs: dict[str, Run], settings: list[Setting]) -> tuple[Run, Setting]:

@@ -108,6 +108,12 @@ def reject_rest(arguments: list[str]) -> None:
         raise UserError(f"unexpected argument {arguments[1]!r}: flags are written --name=value.")
 
 
+def at_least(least: int, name: str, value: int) -> None:
+    """Raises UserError if the number of a flag is below the least."""
+    if value < least:
+        raise UserError(f"--{name} must be at least {least}, found {value}.")
+
+
 def required(name: str, value: T | None) -> T:
     """Returns the value of a flag.
 

@@ -111,9 +111,13 @@ class Evaluator:
             batches = itertools.islice(batches, 1)  # the weights alone have ranges
         return model, params, calibrate(model, params, batches)
 
-    def int8(self, setting: Setting) -> tuple[nn.Module, Any]:
-        """Returns (model, params) that run on integers, of calibration seed 0."""
-        return to_int8(*self.calibrated(setting))
+    def int8(self, setting: Setting, seed: int = 0) -> tuple[nn.Module, Any]:
+        """Returns (model, params) that run on integers, of one calibration seed."""
+        if self._needs_data(setting):
+            quant = self.config.quant
+            sizes = quant.calibration_batches, quant.calibration_batch_size
+            logger.info("calibrating %s on %d batches of %d, seed %d", setting.name, *sizes, seed)
+        return to_int8(*self.calibrated(setting, seed))
 
     def sensitivity(self, setting: Setting) -> list[SiteCost]:
         """What each site of a setting costs when it alone is quantized, dearest first."""

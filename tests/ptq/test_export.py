@@ -19,6 +19,7 @@ from quantizable_flax.training.loop import train
 from tests.programs import ROOT, assert_mistake, run
 from tests.tiny import tiny_config
 
+SEED = 1  # of calibration: not the default
 # Runs a program with nothing but JAX and numpy.
 ALONE = """
 import json, pathlib, sys
@@ -57,15 +58,23 @@ def bert(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bert")
     workdir = trained(folder, "bert")
     done = run(
-        "eval.py",
+        "quantizable_flax.export",
         f"--workdir={workdir}",
-        f"--export_int8={folder / 'int8'}",
+        "--to=int8",
+        f"--out={folder / 'int8'}",
         "--quant=w8a8",
         "--quant.setup=all",
-        "--export_batch_size=3",
+        "--batch_size=3",
+        f"--calibration_seed={SEED}",
     )
     assert done.returncode == 0, done.stderr
-    assert "Wrote" in done.stdout
+    assert done.stdout.startswith(f"Wrote {folder / 'int8'}: parameters ")
+    progress = [
+        f"step 10 of {workdir}, to int8",
+        f"calibrating w8a8 on 2 batches of 8, seed {SEED}",
+        f"writing {folder / 'int8'}",
+    ]
+    assert [line for line in done.stderr.splitlines() if line in progress] == progress
     return "bert", workdir, folder / "int8"
 
 
@@ -78,8 +87,8 @@ def exported(request, tmp_path_factory):
     workdir = trained(folder, request.param)
     run_ = load_run(str(workdir))
     export.export_int8(
-        export.check_folder(str(folder / "int8")),
-        *evaluator_of(workdir).int8(parse_setting("w8a8")),
+        export.check_folder(str(folder / "int8"), "--out"),
+        *evaluator_of(workdir).int8(parse_setting("w8a8"), SEED),
         run_.notes,
         batch_size=3,
         seq_len=run_.config.data.get("seq_len"),
@@ -119,9 +128,9 @@ def test_logits_are_the_same_in_other_processes(exported, tmp_path):
     np.savez(tmp_path / "inputs.npz", **inputs)
     # What the export started from: calibrated in this process, with the simulation beside it.
     evaluator, setting = evaluator_of(workdir), parse_setting("w8a8")
-    model, params, ranges = evaluator.calibrated(setting)
+    model, params, ranges = evaluator.calibrated(setting, SEED)
     simulated = jax.jit(model.apply)({"params": params, "ranges": ranges}, *inputs.values())
-    model, params = evaluator.int8(setting)
+    model, params = evaluator.int8(setting, SEED)
     native = jax.jit(model.apply)({"params": params}, *inputs.values())
     loaded = in_new_process(LOAD, folder, tmp_path / "inputs.npz", tmp_path / "loaded.npy")
     alone = in_new_process(ALONE, folder, tmp_path / "inputs.npz", tmp_path / "alone.npy")
@@ -164,12 +173,49 @@ def test_int8_model_is_evaluated_but_not_trained(bert, tmp_path):
     assert (folder / "checkpoints").is_dir()
 
 
-def test_export_needs_one_run_one_setting_and_an_empty_folder(bert, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--to=int4"], ["--to must be one of int8, found 'int4'", "did you mean 'int8'"]),
+        (["--workdir="], ["--workdir is required"]),
+        (["--workdir=nowhere"], ["nowhere holds no finished checkpoint"]),
+        (["--out="], ["--out is required"]),
+        (["--out=EXPORT"], ["--out=", "a new or an empty folder, found files in it: name another"]),
+        (["--out=EXPORT/model.json"], ["a new or an empty folder, found a file"]),
+        (["--workdir=EXPORT"], ["INT8 model already"]),
+        (["--batch_size=0"], ["--batch_size must be at least 1, found 0"]),
+        (["--calibration_seed=-1"], ["--calibration_seed must be at least 0, found -1"]),
+        (["--quant=w8a8,w4a8"], ["must read like w8a8", "'w8a8,w4a8'"]),
+        (["--quant=w8"], ["products of integers", "found none with --quant=w8: use w8a8"]),
+        (["--quant=w8a16"], ["found none with --quant=w8a16"]),
+        (["--quant.skip=.*"], ["found none with --quant=w8a8", "quant.skip"]),
+        (["--quant.skip=layer_9"], ["'layer_9'", "matches none"]),
+        (["--config.data.fils=x"], ["data.fils", "'files'"]),
+    ],
+)
+def test_export_mistakes(bert, tmp_path, arguments, parts):
+    _, workdir, folder = bert
+    given = [argument.replace("EXPORT", str(folder)) for argument in arguments]
+    done = run(
+        "quantizable_flax.export", f"--workdir={workdir}", f"--out={tmp_path / 'new'}", *given
+    )
+    assert_mistake(done, *parts)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_flag_of_eval_exports_too(bert, tmp_path):
     _, workdir, folder = bert
     to = f"--export_int8={tmp_path / 'new'}"
     two = run("eval.py", f"--workdir={workdir}", to, "--quant=w8a8,w4a8")
     assert_mistake(two, "takes one --workdir and one --quant setting, found 1 and 2")
-    full = run("eval.py", f"--workdir={workdir}", f"--export_int8={folder}", "--quant=w8a8")
-    assert_mistake(full, "not an empty folder")
     none = run("eval.py", f"--workdir={workdir}", to, "--export_batch_size=0")
     assert_mistake(none, "--export_batch_size must be at least 1")
+    full = run("eval.py", f"--workdir={workdir}", f"--export_int8={folder}")
+    assert_mistake(full, "--export_int8=", "a new or an empty folder")
+    done = run("eval.py", f"--workdir={workdir}", to, "--quant.setup=all", "--export_batch_size=3")
+    assert done.returncode == 0, done.stderr
+    _, first_seed = evaluator_of(workdir).int8(parse_setting("w8a8"))
+    loaded, other_seed = (qf.load(str(path))[1] for path in (tmp_path / "new", folder))
+    jax.tree.map(np.testing.assert_array_equal, loaded, first_seed)
+    same = jax.tree.map(lambda x, y: np.array_equal(x, y), loaded, other_seed)
+    assert not all(jax.tree.leaves(same))
