@@ -8,12 +8,8 @@ from absl import flags
 from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_flags import config_flags
 
-from quantizable_flax.config.defaults import (
-    FAMILIES,
-    data_defaults,
-    model_defaults,
-    shared_defaults,
-)
+from quantizable_flax.config.defaults import FAMILIES, family_keys
+from quantizable_flax.config.keys import to_config
 from quantizable_flax.errors import UserError, check_choice, nearest
 
 UNSET = "None"  # on the command line, of a key that may be unset
@@ -55,9 +51,7 @@ def default_config(family: str = "bert") -> ConfigDict:
       UserError: another family.
     """
     check_choice("model.name", family, FAMILIES)
-    config = shared_defaults()
-    config.model = model_defaults(family)
-    config.data = data_defaults(family)
+    config = to_config(family_keys(family))
     config.quant.setup = FAMILIES[family].config.setup
     return config
 

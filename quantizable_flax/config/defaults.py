@@ -1,18 +1,17 @@
-"""Every configuration key with its default: shared ones, and those of each model family.
+"""Every configuration key with its default and meaning: shared ones, and those of each family.
 
-What a model, its attention or a quantization scheme is made of is said once, by the dataclass (or
-the function's arguments) that takes it: those keys and defaults are derived.
+docs/configuration.md is made of this (`make docs`). What a model, its attention or a quantization
+scheme is made of is said once, by the dataclass (or the function's arguments) that takes it.
 """
 
 import inspect
-import types
-import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
+from quantizable_flax.config.keys import Key, Keys, derived, meaning, to_config
 from quantizable_flax.models import build
 from quantizable_flax.models.transformer import TransformerConfig
 from quantizable_flax.nn.gate import GateConfig
@@ -27,167 +26,184 @@ NOT_OF_QUANT = (*BIT_FIELDS, "head", "site_bits", "backend")
 NOT_OF_SOFTMAX = ("kind", "seq_len", "causal")
 
 
-def derived(owner: Callable[..., Any], names: Iterable[str], *, prefix: str = "") -> dict[str, Any]:
-    """One key for each of the named arguments of a dataclass or function, with its default.
+def family_keys(family: str) -> Keys:
+    """Every key of a configuration of the family."""
+    return {**shared_keys(), "model": model_keys(family), "data": data_keys(family)}
 
-    An argument that may be None becomes a placeholder of its type, so that a command line can set
-    and unset it.
-    """
-    parameters = inspect.signature(owner).parameters
-    hints = typing.get_type_hints(owner)
-    keys: dict[str, Any] = {}
-    for name in names:
-        value, kinds = parameters[name].default, set(typing.get_args(hints[name]))
-        if types.NoneType in kinds:
-            (kind,) = kinds - {types.NoneType}
-            reference = config_dict.placeholder(kind)
-            reference.set(value)
-            value = reference
-        keys[prefix + name] = value
-    return keys
+
+def model_defaults(family: str) -> ConfigDict:
+    """`config.model` by default."""
+    return to_config(model_keys(family))
+
+
+def data_defaults(family: str) -> ConfigDict:
+    """`config.data` by default."""
+    return to_config(data_keys(family))
 
 
 def _names(owner: Callable[..., Any], without: Iterable[str]) -> list[str]:
     return [name for name in inspect.signature(owner).parameters if name not in without]
 
 
-def shared_defaults() -> ConfigDict:
+def shared_keys() -> Keys:
     """Keys that every family has."""
-    config = ConfigDict()
-    config.name = config_dict.placeholder(str)  # a row's name in tables; default: the workdir's
-    config.init_from = config_dict.placeholder(str)  # a run whose parameters a new run starts from
-    config.seed = 0
-    config.optimizer = ConfigDict(
-        {
-            "learning_rate": 1e-4,
-            "schedule": "linear",  # or "cosine"
-            "warmup_steps": 100,
-            "warmup_from": 0.0,  # learning rate of the first step
-            "decay_to": 0.0,  # learning rate after the last step
-            "decay_steps": 0,  # length of the schedule, 0 for train.steps
-            "b1": 0.9,
-            "b2": 0.999,
-            "eps": 1e-8,
-            "weight_decay": 0.01,
-            "decay_layer_norm": False,
-            "clip_norm": 1.0,
-        }
-    )
-    config.train = ConfigDict(
-        {
-            "steps": 1000,
-            "batch_size": 32,
-            "accumulate": 1,
+    return {
+        "name": Key(None, "a row's name in tables, None for that of the workdir", str),
+        "init_from": Key(None, "the run whose parameters and tokenizer a new run starts from", str),
+        "seed": Key(0, "of initialization, order of the data, masks, augmentation and dropout"),
+        "optimizer": {
+            "learning_rate": Key(1e-4, "peak of the schedule"),
+            "schedule": Key("linear", 'how it decays behind the warm-up: "linear" or "cosine"'),
+            "warmup_steps": Key(100, "steps of the linear rise to the peak"),
+            "warmup_from": Key(0.0, "learning rate of the first step"),
+            "decay_to": Key(0.0, "learning rate after the last step"),
+            "decay_steps": Key(0, "length of the schedule, 0 for train.steps"),
+            "b1": Key(0.9, "AdamW's decay of the mean gradient, in [0, 1)"),
+            "b2": Key(0.999, "AdamW's decay of the mean squared gradient, in [0, 1)"),
+            "eps": Key(1e-8, "added to AdamW's divisor"),
+            "weight_decay": Key(0.01, "of AdamW, for all but biases, LayerNorms and tables of ViT"),
+            "decay_layer_norm": Key(False, "also decay the scales of LayerNorms"),
+            "clip_norm": Key(1.0, "the largest global norm of a gradient, 0 for no clipping"),
+        },
+        "train": {
+            "steps": Key(1000, "steps of the optimizer in the whole run, at least 1"),
+            "batch_size": Key(32, "examples of a step, over all devices"),
+            "accumulate": Key(1, "micro-batches whose gradients make a step; divides the batch"),
             **derived(TransformerConfig, OF_TRAINING),
-            "prefetch": 2,  # batches on the devices ahead of the step
-            "log_every": 50,
-            "eval_every": 500,
-            "eval_batches": 8,
-            "telemetry_every": 0,  # outlier telemetry every N steps, 0 for none
-        }
-    )
-    config.checkpoint = ConfigDict(
-        {
-            "every": 500,
-            "keep": 2,  # the last so many stay
-            "keep_every": 0,  # and so do all of every N-th step, 0 for none
-        }
-    )
-    # Sizes of the mesh, -1: all remaining devices.
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1})
-    config.eval = ConfigDict(
-        {
-            "batch_size": 32,
-            "batches": 0,  # 0: the whole split
-            "perplexity": "token",
-            "outliers": "published",  # rows of the statistics: "published", "sequence" or "token"
-            "kurtosis_batches": 0,  # 0: all; the original stops after 257 (BERT), 101 (OPT)
-        }
-    )
-    config.quant = quant_defaults()
-    return config
+            "prefetch": Key(2, "batches on the devices ahead of the step"),
+            "log_every": Key(50, "steps between two lines of training metrics, at least 1"),
+            "eval_every": Key(500, "steps between two validations, 0 for none"),
+            "eval_batches": Key(8, "batches of such a validation, 0 for the whole split"),
+            "telemetry_every": Key(0, "steps between two logs of outliers and gates, 0 for none"),
+        },
+        "checkpoint": {
+            "every": Key(500, "steps between two checkpoints, at least 1"),
+            "keep": Key(2, "the last so many stay, at least 1"),
+            "keep_every": Key(
+                0, "so do multiples of this, itself one of checkpoint.every; 0: none"
+            ),
+        },
+        "mesh": {
+            "data": Key(-1, "parts of the batch; of these four, one may be -1: all other devices"),
+            "fsdp": Key(1, "parts of the batch, the parameters and the optimizer's state"),
+            "sequence": Key(1, "parts of the tokens of each sequence"),
+            "tensor": Key(1, "parts of heads, feed-forward layers and vocabulary"),
+        },
+        "eval": {
+            "batch_size": Key(32, "examples of a batch, in validation too"),
+            "batches": Key(0, "batches to evaluate on, 0 for the whole split"),
+            "perplexity": Key(
+                "token", '"token" weighs labels alike, "published" averages the means of batches'
+            ),
+            "outliers": Key(
+                "published", 'rows of their statistics: "published" by site, "sequence" or "token"'
+            ),
+            "kurtosis_batches": Key(
+                0, "batches of the kurtosis, 0 for all; the original: 257 (BERT), 101 (OPT)"
+            ),
+        },
+        "quant": quant_keys(),
+    }
 
 
-def quant_defaults() -> ConfigDict:
+def quant_keys() -> Keys:
     """Keys of `config.quant`: fields of `QuantSpec`, and what else a study or training needs."""
-    quant = ConfigDict(derived(QuantSpec, _names(QuantSpec, NOT_OF_QUANT)))
-    quant.update(
-        {
-            "setup": "fp32_head",  # or "all"; "+int16_final_LN", "+int16_all_LN" may follow
-            "calibration_batches": 16,
-            "calibration_batch_size": 16,
-            "site_bits": "",  # e.g. "layer_0/.*=4 .*/scores=16", the first match decides
-            "train": False,  # quantization-aware training, see ptq/trained.py
-            "bits": "w8a8",  # what is trained
-            "train_ranges": "running",  # or "learned"
-        }
-    )
-    # Adam moves a learned scale by about so much in a step, however small the scale is.
-    quant.range_learning_rate = config_dict.placeholder(float)  # None: as the weights
-    return quant
+    return {
+        **derived(QuantSpec, _names(QuantSpec, NOT_OF_QUANT)),
+        "setup": Key(
+            "fp32_head",
+            '"fp32_head" leaves the head in floating point, "all" does not; "+int16_final_LN" or '
+            '"+int16_all_LN" may follow',
+        ),
+        "calibration_batches": Key(16, "batches that ranges are taken from"),
+        "calibration_batch_size": Key(16, "examples of such a batch"),
+        "site_bits": Key(
+            "", "bits by expression, as `layer_0/.*=4 .*/scores=16`; the first match decides"
+        ),
+        "train": Key(False, "quantization-aware training, on the grids of quant.bits"),
+        "bits": Key("w8a8", "the setting that is trained, as `eval.py --quant` takes it"),
+        "train_ranges": Key("running", 'its ranges: "running" min-max, or "learned" by gradients'),
+        # Adam moves a learned scale by about so much in a step, however small the scale is.
+        "range_learning_rate": Key(
+            None, "peak learning rate of learned ranges, None for that of the weights", float
+        ),
+    }
 
 
-def model_defaults(family: str) -> ConfigDict:
+def model_keys(family: str) -> Keys:
     """Keys of `config.model`: fields of the family's dataclass, and of its attention."""
     config = FAMILIES[family].config
-    model = ConfigDict(derived(config, _names(config, NOT_OF_MODEL)))
-    model.name = family
-    model.dtype = jnp.dtype(config.dtype).name
     softmax = inspect.signature(make_softmax).parameters["kind"].default
-    model.attention = ConfigDict({"softmax": softmax, "gate": "none"})
-    model.attention.update(derived(make_softmax, _names(make_softmax, NOT_OF_SOFTMAX)))
-    model.attention.update(derived(GateConfig, _names(GateConfig, ("kind",)), prefix="gate_"))
-    return model
+    return {
+        "name": Key(family, "the family; it decides the other keys and cannot be overridden"),
+        **derived(config, _names(config, NOT_OF_MODEL)),
+        "dtype": Key(jnp.dtype(config.dtype).name, meaning(config, "dtype")),
+        "attention": {
+            "softmax": Key(softmax, meaning(make_softmax, "kind")),
+            **derived(make_softmax, _names(make_softmax, NOT_OF_SOFTMAX)),
+            "gate": Key("none", f'"none", or each head\'s gate: {meaning(GateConfig, "kind")}'),
+            **derived(GateConfig, _names(GateConfig, ("kind",)), prefix="gate_"),
+        },
+    }
 
 
-def data_defaults(family: str) -> ConfigDict:
+def data_keys(family: str) -> Keys:
     """Keys of `config.data`."""
-    data = ConfigDict({"source": "auto", "validation_fraction": 0.05, "workers": 0})
-    data.files = config_dict.placeholder(str)
-    data.validation_files = config_dict.placeholder(str)
-    data.tfds_dir = config_dict.placeholder(str)  # where TFDS keeps its datasets, None: its default
     config = FAMILIES[family].config
-    if config.data == "images":
-        data.update(_images())
-    else:
-        data.update(_text(config.vocab_size, masked=config.data == "masked text"))
-    return data
+    images = config.data == "images"
+    return {
+        "source": Key(
+            "auto",
+            '"auto" (files if there are any, else embedded), "embedded", "files" (of images: '
+            '"folder"), "tfds:NAME", or corpora mixed as "tfds:A*0.7,files*0.3"',
+        ),
+        "validation_fraction": Key(0.05, "share set aside where the data have no validation split"),
+        "workers": Key(0, "processes that make batches, 0 for a thread"),
+        "files": Key(None, "training data: paths, globs and folders, parted by commas", str),
+        "validation_files": Key(None, "the same for validation", str),
+        "tfds_dir": Key(None, "where TFDS keeps its datasets, None for its default", str),
+        **(_images() if images else _text(config.vocab_size, config.data == "masked text")),
+    }
 
 
-def _text(vocab_size: int, *, masked: bool) -> ConfigDict:
-    data = ConfigDict({"seq_len": 128, "text_key": "text"})
-    if masked:
-        data.mask_rate = 0.15
-    data.cache_dir = config_dict.placeholder(str)
-    data.tokenizer = ConfigDict({"vocab_size": vocab_size})
-    if masked:
-        # None: as the files beside tokenizer.file say; a trained one lower-cases.
-        data.tokenizer.lowercase = config_dict.placeholder(bool)
-    data.tokenizer.file = config_dict.placeholder(str)
-    return data
+def _text(vocab_size: int, masked: bool) -> Keys:
+    rate = {"mask_rate": Key(0.15, "share of tokens to predict, in (0, 1]")}
+    lowercase = {
+        "lowercase": Key(
+            None, "lower-case a vocab.txt; None: as files beside it say, a trained one does", bool
+        )
+    }
+    return {
+        "seq_len": Key(128, "tokens of an example"),
+        "text_key": Key("text", "the key of a JSON line, or feature of TFDS, that holds the text"),
+        **(rate if masked else {}),
+        "cache_dir": Key(None, "where packed tokens are kept, None for the user's cache", str),
+        "tokenizer": {
+            "vocab_size": Key(vocab_size, "tokens of one that is trained on the corpus"),
+            **(lowercase if masked else {}),
+            "file": Key(None, "a tokenizer's file or folder, None to train one", str),
+        },
+    }
 
 
-def _images() -> ConfigDict:
-    return ConfigDict(
-        {
-            "image_key": "image",
-            "label_key": "label",
-            "on_corrupt": "error",  # or "skip": in training, the next image takes its place
-            "eval_crop": 1.0,  # share of the shorter side that the centre crop keeps
-            "augment": {
-                "repeats": 1,  # how often an image comes in a row, each time augmented anew
-                "crop_scale": 1.0,  # smallest share of the area in a random resized crop, 1: none
-                "pad_crop": 0,  # pixels of padding around the image before a random crop
-                "flip": False,
-                "rand_layers": 0,  # RandAugment: operations per image, 0: none
-                "rand_magnitude": 9.0,  # of 10
-                "rand_magnitude_std": 0.0,
-                # Brightness, contrast, saturation within 1 +- this; RandAugment has changes of all
-                # three, so recipes have one of the two.
-                "color_jitter": 0.0,
-                "erase_probability": 0.0,  # of a box of noise; timm and DeiT: 0.25
-                "erase_min_area": 0.02,  # of that box, as a share of the image
-                "erase_max_area": 1 / 3,
-            },
-        }
-    )
+def _images() -> Keys:
+    return {
+        "image_key": Key("image", "the feature of TFDS that holds the image"),
+        "label_key": Key("label", "the feature of TFDS that holds the class"),
+        "on_corrupt": Key("error", '"error" ends training, "skip" trains on the next image'),
+        "eval_crop": Key(1.0, "share of the shorter side that the centre crop keeps, in (0, 1]"),
+        "augment": {
+            "repeats": Key(1, "how often an image comes in a row, each time augmented anew"),
+            "crop_scale": Key(1.0, "smallest share of the area in a random resized crop, 1: none"),
+            "pad_crop": Key(0, "pixels of padding around the image before a random crop"),
+            "flip": Key(False, "mirror half of the images"),
+            "rand_layers": Key(0, "RandAugment: operations per image, 0 for none"),
+            "rand_magnitude": Key(9.0, "how strong they are, of 10"),
+            "rand_magnitude_std": Key(0.0, "standard deviation of that"),
+            # RandAugment has changes of all three, so recipes have one of the two.
+            "color_jitter": Key(0.0, "brightness, contrast, saturation within 1 ± this"),
+            "erase_probability": Key(0.0, "of a box of noise; timm and DeiT: 0.25"),
+            "erase_min_area": Key(0.02, "least size of that box, as a share of the image"),
+            "erase_max_area": Key(1 / 3, "largest size of it"),
+        },
+    }

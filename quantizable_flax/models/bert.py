@@ -27,6 +27,9 @@ class BertConfig(TransformerConfig):
     """Sizes and switches; the defaults are BERT-base. Lengths in tokens.
 
     Attributes:
+      vocab_size: rows of the word table, at least the tokenizer's tokens.
+      max_position_embeddings: rows of the position table, at least data.seq_len.
+      type_vocab_size: rows of the table of token types.
       max_predictions: 0 computes the loss over all positions; n > 0 gathers the first n labelled
         positions of each sequence before the decoder, so no sequence may have more than n labels.
       pad_token_id: its embedding row gets no gradient from the lookup, None for no such row.

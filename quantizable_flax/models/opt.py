@@ -35,6 +35,8 @@ class OptConfig(TransformerConfig):
     """Sizes and switches; the defaults are OPT-125m. Lengths in tokens.
 
     Attributes:
+      vocab_size: rows of the word table, at least the tokenizer's tokens.
+      max_position_embeddings: rows of the position table, at least data.seq_len.
       pre_layer_norm: LayerNorm before attention and FFN and at the end; False puts it behind
         each residual sum, as the original OPT-350m does.
       embed_size: width of the word table, None where it is `hidden_size`.

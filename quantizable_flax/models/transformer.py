@@ -37,6 +37,15 @@ class TransformerConfig:
       data: of the family, what it learns from: "masked text", "causal text" or "images".
       causal: of the family, whether a token may see no later one.
       setup: of the family, the published `quant.setup`.
+      hidden_size: width of the layers' input and output, a multiple of num_heads.
+      num_layers: layers of attention and a feed-forward network.
+      num_heads: attention heads of a layer.
+      intermediate_size: width inside a feed-forward network.
+      layer_norm_eps: added to the variance in every LayerNorm.
+      initializer_range: standard deviation of the initial weights.
+      hidden_dropout: rate behind embeddings and blocks.
+      attention_dropout: rate of the attention probabilities.
+      dtype: what is computed in, "float32" or "bfloat16"; parameters stay float32.
       remat: what the backward pass computes again instead of keeping it: "none"; "dots", all but
         the products with weights; "full", whole layers.
       loss_chunk: positions of each sequence whose logits exist at a time; 0 for all.

@@ -26,12 +26,19 @@ class VitConfig(TransformerConfig):
     """Sizes and switches; the defaults are ViT-S/16. Sizes of images in pixels.
 
     Attributes:
+      image_size: height and width, a multiple of patch_size.
+      patch_size: height and width of a patch.
+      channels: of the images, 1 or 3.
+      num_classes: of the head, at least those of the data.
       patch_layer_norm: a LayerNorm behind the patch embedding (arXiv 2306.12929, appendix B).
       num_registers: learned tokens beside the class token, without position (arXiv 2309.16588).
       pixel_mean: of each channel, subtracted from integer pixels brought to [0, 1].
       pixel_std: what they are divided by then.
       label_smoothing: share of a training label's mass that all classes get evenly.
-      mixup_alpha, cutmix_alpha, mix_probability, cutmix_share: see `models.mixing.mix`; 0 is off.
+      mixup_alpha: Mixup (arXiv 1710.09412) by weights from Beta(alpha, alpha), 0 for none.
+      cutmix_alpha: the same for the areas of CutMix (arXiv 1905.04899).
+      mix_probability: that a batch is mixed by either, see `models.mixing.mix`.
+      cutmix_share: share of the mixed batches that is CutMix's, where both alphas are above 0.
     """
 
     data: ClassVar[str] = "images"

@@ -171,7 +171,7 @@ def make_softmax(
       zeta: upper stretch, >= 1; 1 by default.
       alpha: gives `gamma = -alpha / seq_len` (paper section 4.1), exclusive with `gamma`.
       seq_len: the training sequence length T, in tokens; needed with `alpha` alone.
-      blind_queries: "zero" or "uniform", as in `softmax`.
+      blind_queries: what a query gets that sees no key: "zero", or "uniform" over all keys.
       causal: as in `softmax`; of a decoder.
 
     Raises:
