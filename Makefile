@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 VARIANTS := vanilla clipped gated
 DEMO := runs/demo
 
-.PHONY: demo demo-opt demo-vit demo-all test lint types soak soak-kill clean
+.PHONY: demo demo-opt demo-vit demo-all docs test lint types soak soak-kill clean
 
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,13 @@ demo-all: $(STAMP)
 	@$(call train,opt_tiny,$(DEMO)-opt)
 	@$(call train,vit_digits,$(DEMO)-vit)
 	@$(call evaluate,$(foreach d,$(DEMO) $(DEMO)-opt $(DEMO)-vit,$(call runs,$(d))),$(DEMO)-all)
+
+# The reference of configuration keys, and of the public names in build/api/index.html.
+docs: $(STAMP)
+	mkdir -p build
+	$(BIN)/python -m quantizable_flax.config.reference > build/configuration.md
+	mv build/configuration.md docs/configuration.md
+	PYTHONPATH=. $(BIN)/python docs/api/build.py build/api
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile

@@ -1,11 +1,15 @@
 """The public names: all of them are there, and they cost no more imports than they need."""
 
+import dataclasses
 import importlib
+import inspect
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import flax.linen as nn
 import pytest
 
 import quantizable_flax as qf
@@ -48,10 +52,64 @@ def test_a_library_comes_when_it_is_used():
     assert not loading & {"aqt", "grain", "optax", "tokenizers", "tqdm", "PIL", "sklearn"}
 
 
+def words(docstring: str) -> set[str]:
+    """Of a docstring, and of those whose arguments it shares."""
+    others = [getattr(qf, name).__doc__ for name in re.findall(r"those of `(\w+)`", docstring)]
+    return set(re.findall(r"\w+", " ".join([docstring, *others])))
+
+
 @pytest.mark.parametrize("name", qf.__all__)
-def test_names_are_there_and_documented(name):
-    assert getattr(qf, name).__doc__
+def test_names_say_what_they_take_and_return(name):
     assert name in dir(qf)
+    value = getattr(qf, name)
+    docstring = vars(value)["__doc__"] if inspect.isclass(value) else value.__doc__
+    assert docstring
+    assert not docstring.startswith(f"{name}(")  # what dataclasses say of themselves
+    if not inspect.isclass(value):
+        assert set(inspect.signature(value).parameters) <= words(docstring)
+        assert {"Returns", "returns"} & words(docstring)
+    elif dataclasses.is_dataclass(value):
+        of_flax = {"parent", "name"} if issubclass(value, nn.Module) else set()
+        fields = {field.name for field in dataclasses.fields(value)} - of_flax
+        assert fields <= words(docstring.partition("Attributes:")[2])
+
+
+def reference(folder, *lines: str) -> subprocess.CompletedProcess:
+    """Writes the pages of the public names after some lines of Python."""
+    pytest.importorskip("pdoc")
+    path = str(ROOT / "docs" / "api" / "build.py")
+    program = [*lines, "import runpy, sys", f"sys.argv[1:] = [{str(folder)!r}]"]
+    program.append(f"runpy.run_path({path!r}, run_name='__main__')")
+    command = [sys.executable, "-c", "\n".join(program)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_reference_has_each_name_with_its_docstring_and_arguments(tmp_path):
+    done = reference(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "quantizable_flax.html" in (tmp_path / "index.html").read_text()
+    page = (tmp_path / "quantizable_flax.html").read_text()
+    for name in qf.__all__:
+        (section,) = re.findall(rf'(?s)<section id="{name}">(.*?)</section>', page)
+        assert f'href="#{name}"' in section
+        assert 'class="docstring"' in section
+        if name != "UserError":
+            assert 'class="param"' in section
+
+
+@pytest.mark.parametrize("what", ["load", "QuantSpec"])
+def test_the_reference_needs_docstrings(tmp_path, what):
+    done = reference(tmp_path / "new", "import quantizable_flax as qf", f"qf.{what}.__doc__ = None")
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"no docstring: {what}"
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_reference_takes_warnings_for_errors(tmp_path):
+    broken = "import quantizable_flax as qf; qf.load.__annotations__['path'] = 'no such type'"
+    done = reference(tmp_path / "new", broken)
+    assert done.returncode == 1
+    assert "no such type" in done.stderr
 
 
 def test_an_unknown_name_is_an_attribute_error():

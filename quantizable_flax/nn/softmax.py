@@ -88,6 +88,9 @@ def clipped_softmax(
       blind_queries, causal: as in `softmax`; a uniform row of S keys is stretched and clipped as
         every other: `max((zeta - gamma) / S + gamma, 0)`.
 
+    Returns:
+      float32 [..., queries, keys], in [0, 1]; rows need not sum to 1.
+
     Raises:
       UserError: gamma > 0 or zeta < 1.
     """
