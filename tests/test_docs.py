@@ -186,3 +186,20 @@ def test_make_targets_exist():
         for word in line.replace("make ", "").split()
     }
     assert {"demo", "test"} <= typed | inline <= targets
+
+
+def test_keys_named_in_text_exist():
+    configs = [default_config(family) for family in FAMILIES]
+    groups = {key for config in configs for key, value in config.items() if hasattr(value, "keys")}
+    key = re.compile(rf"`(?:--)?(?:config\.)?((?:{'|'.join(groups)})(?:\.[a-z]\w*)+)")
+    files = (".py", ".sh", ".json", ".stablehlo")
+    named = {
+        (page.name, found)
+        for page in PAGES
+        for found in key.findall(page.read_text())
+        if not found.endswith(files)
+    }
+    assert len(named) > 150  # one page has all of them
+    assert not [
+        (page, path) for page, path in named if not any(knows(config, path) for config in configs)
+    ]
