@@ -23,7 +23,7 @@ from quantizable_flax.models.build import build_model, with_quant
 from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.ptq.int8 import to_int8
 from quantizable_flax.quantization.sites import RANGES
-from quantizable_flax.quantization.spec import QuantSpec, parse_setup
+from quantizable_flax.quantization.spec import QuantSpec, parse_coverage
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -73,7 +73,7 @@ def programs(family: str, layers: int):
     params = jax.tree.map(
         lambda x: x.unbox(), params["params"], is_leaf=lambda x: hasattr(x, "unbox")
     )
-    quantized = with_quant(model, QuantSpec(**parse_setup("all")))
+    quantized = with_quant(model, QuantSpec(**parse_coverage("all")))
     ranges = calibrate(quantized, params, [batch])
     native, codes = to_int8(quantized, params, ranges)
     return {

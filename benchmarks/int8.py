@@ -24,12 +24,12 @@ from quantizable_flax.models.build import build_model, with_config, with_quant
 from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.ptq.int8 import size_in_bytes, to_int8
 from quantizable_flax.quantization.sites import RANGES
-from quantizable_flax.quantization.spec import QuantSpec, parse_setup
+from quantizable_flax.quantization.spec import QuantSpec, parse_coverage
 
 FAMILY = flags.DEFINE_enum("family", "bert", FAMILIES, "Which model, at the size of the paper.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Examples in a batch.", lower_bound=1)
 SEQ_LEN = flags.DEFINE_integer("seq_len", 128, "Tokens of a text; images have 197.", lower_bound=1)
-SETUP = flags.DEFINE_string("setup", "all", "What is quantized, as config.quant.setup.")
+SETUP = flags.DEFINE_string("setup", "all", "What is quantized, as config.quant.coverage.")
 LAYERS = flags.DEFINE_integer("layers", 0, "Layers of the model, 0 for all.")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed rounds.", lower_bound=1)
 WARM_UP = 2  # rounds
@@ -65,7 +65,7 @@ def variants(config, batch) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
         return nn.meta.unbox(model.init(key, model.example_batch(), method="loss"))["params"]
 
     params = init(jax.random.key(0))
-    simulated = with_quant(model, QuantSpec(**parse_setup(SETUP.value)))
+    simulated = with_quant(model, QuantSpec(**parse_coverage(SETUP.value)))
     ranges = calibrate(simulated, params, [batch])
     native, codes = to_int8(simulated, params, ranges)
     in_bf16 = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)

@@ -7,7 +7,7 @@ Variants: vanilla, vanilla_decay (weight decay on LayerNorm gamma too, the confo
 clipped (alpha 12), gated (linear, pi 0.25, with that decay), gated_all_heads (the same with one
 linear layer on all features).
 Hardware: the batch is split over all devices. Activations take about 1.2 GB per sequence (estimated
-from programs of 1 and 3 layers compiled for CPU): on few devices raise train.accumulate.
+from programs of 1 and 3 layers compiled for CPU): on few devices raise train.grad_accum_steps.
 Published on BookCorpus and English Wikipedia (FP ppl / W8A8 ppl): vanilla 15.84 / 21.18,
 vanilla_decay 15.96 / 39.46, clipped 16.29 / 37.20, gated 15.55 / 16.02, gated_all_heads
 15.53 / 16.09. Not rerun by us at this length.

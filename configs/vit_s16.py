@@ -12,7 +12,7 @@ label smoothing 0.1. The published list also has colour jitter 0.4. timm's recip
 leave it out wherever RandAugment is on, which changes colours itself, and so does this one; a run
 that began with it continues with --config.data.augment.color_jitter=0.4. Random erasing, which is
 DeiT's but not in the list, is off: --config.data.augment.erase_probability=0.25.
-Hardware: the batch is split over all devices; on few of them raise train.accumulate.
+Hardware: the batch is split over all devices; on few of them raise train.grad_accum_steps.
 Published top-1 (FP / W8A8): vanilla 80.75 / 69.24, vanilla_ln 80.98 / 79.62, clipped
 80.89 / 79.77, gated 81.01 / 79.82. Not rerun by us.
 """

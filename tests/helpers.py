@@ -86,7 +86,7 @@ def attention_options(original: dict[str, Any], head_size: int) -> dict[str, Any
     if original.get("attn_gate_linear_all_features"):
         return ours | {"gate": "all_heads_linear"}  # per token there, whatever `gate` says
     per_head = original["gate"] == "conditional_per_head"
-    ours |= {"gate": "linear", "gate_per": "head_unmasked" if per_head else "token"}
+    ours |= {"gate": "linear", "gate_pooling": "all" if per_head else "none"}
     if original.get("attn_gate_mlp"):
         ours |= {"gate": "mlp", "gate_hidden": head_size // 4}
     if original.get("attn_gate_mlp2"):

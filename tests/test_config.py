@@ -1,13 +1,17 @@
 """Configuration keys: their defaults, which may be unset, and how a command line says so."""
 
+import dataclasses
+import json
+
 import pytest
 from ml_collections import ConfigDict, FieldReference, config_dict
 
 from quantizable_flax import GateConfig, QuantSpec, UserError, build_model, default_config
 from quantizable_flax.aot.candidates import candidates
 from quantizable_flax.checkpoint.load import Run, override_run
-from quantizable_flax.config import check_set, override
+from quantizable_flax.config import check_set, from_dict, override, to_json
 from quantizable_flax.config.defaults import FAMILIES
+from quantizable_flax.config.migration import RENAMED
 from quantizable_flax.data.kinds import kind_of
 from quantizable_flax.models import build
 from quantizable_flax.ptq.settings import make_spec
@@ -82,10 +86,10 @@ def test_a_recipe_that_leaves_out_a_value_is_refused():
 
 def test_a_trained_run_can_be_evaluated_without_its_optional_keys():
     config = default_config()
-    config.quant.update({"percentile": 99.9, "skip": "layer_0/.*"})
+    config.quant.update({"percentile": 99.9, "float_sites": "layer_0/.*"})
     run = Run(config, None, None, {}, {})
-    override_run(run, ["--quant.percentile=None", "--config.quant.skip=None"])
-    assert (config.quant.percentile, config.quant.skip) == (None, None)
+    override_run(run, ["--config.quant.percentile=None", "--config.quant.float_sites=None"])
+    assert (config.quant.percentile, config.quant.float_sites) == (None, None)
 
 
 def test_compiling_ahead_compares_with_an_unset_key():
@@ -94,6 +98,43 @@ def test_compiling_ahead_compares_with_an_unset_key():
     unset, set_ = candidates(config, ["v5e:2x2"], ["model.attention.alpha=None,0.25"])
     assert unset.config.model.attention.alpha is None
     assert set_.config.model.attention.alpha == 0.25
+
+
+def test_what_an_older_version_stored_is_read_by_the_names_of_now():
+    values = default_config().to_dict()
+    values["train"]["accumulate"] = 4
+    values["quant"] |= {"setup": "all", "skip": ".*/probs", "bits": "w4a4"}
+    values["model"]["attention"] |= {"gate": "linear", "gate_per": "head"}
+    for group, key in (
+        ("train", "grad_accum_steps"),
+        ("quant", "coverage"),
+        ("quant", "float_sites"),
+        ("quant", "train_setting"),
+    ):
+        del values[group][key]
+    del values["model"]["attention"]["gate_pooling"]
+    stored = json.dumps(values)
+    config = from_dict(json.loads(stored))
+    assert config.train.grad_accum_steps == 4
+    assert config.model.attention.gate_pooling == "visible"
+    quant = config.quant
+    assert (quant.coverage, quant.float_sites, quant.train_setting) == ("all", ".*/probs", "w4a4")
+    assert values == json.loads(stored)  # what was handed in is left alone
+    assert from_dict(json.loads(to_json(config))).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_name_is_answered_with_the_new_one(old, new):
+    with pytest.raises(UserError, match=f"key {old} is called {new} now"):
+        override(default_config(), [f"--config.{old}=3"])
+    value_at(default_config(), new)  # there is such a key
+
+
+def test_the_scheme_of_an_older_export_is_read():
+    spec = QuantSpec(float_sites=".*/probs", site_bits=((".*", 4),))
+    values = dataclasses.asdict(spec)
+    values["skip"] = values.pop("float_sites")
+    assert QuantSpec.from_dict(json.loads(json.dumps(values))) == spec
 
 
 @pytest.mark.parametrize("family", FAMILIES)

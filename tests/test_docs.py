@@ -97,7 +97,7 @@ def keyed(name: str, arguments: list[str]) -> list[tuple[str, list]]:
     """(key, configurations of which one must have it) for every override in the arguments."""
     recipes = [a.split("=", 1)[1] for a in arguments if a.startswith("--config=")]
     configs = [recipe(r) for r in recipes] or [default_config(family) for family in FAMILIES]
-    keys = [a.split("=")[0] for a in arguments if a.startswith(("--config.", "--quant."))]
+    keys = [a.split("=")[0] for a in arguments if a.startswith(("--config.", "--config.quant."))]
     return [(key[2:].removeprefix("config."), configs) for key in keys]
 
 
@@ -149,7 +149,7 @@ def test_flags_exist(name):
         for called, arguments in CALLS
         if called == name
         for argument in arguments
-        if argument.startswith("--") and not argument.startswith(("--config.", "--quant."))
+        if argument.startswith("--") and not argument.startswith(("--config.", "--config.quant."))
     }
     assert given <= flags_of(name) | {"config"}
 

@@ -64,7 +64,7 @@ def test_published_setups_of_opt(runs, tmp_path, setup):
         f"--workdir={runs['opt']}",
         "--quant=w4a4",
         "--calibration_seeds=1",
-        f"--config.quant.setup={setup}",
+        f"--config.quant.coverage={setup}",
         f"--json={tmp_path / 'rows.json'}",
     )
     assert done.returncode == 0, done.stderr
@@ -75,7 +75,7 @@ def test_published_setups_of_opt(runs, tmp_path, setup):
 @pytest.mark.parametrize(
     ("family", "argument", "parts"),
     [
-        ("opt", "--config.quant.setup=fp32_hed", ["'fp32_hed'", "'fp32_head'"]),
+        ("opt", "--config.quant.coverage=fp32_hed", ["'fp32_hed'", "'fp32_head'"]),
         ("vit", "--config.eval.outliers=tokens", ["'tokens'", "'token'"]),
         ("opt", "--config.data.tokenizer.file=README.md", ["README.md"]),
         ("vit", "--config.data.source=tfds:nothing_here", ["nothing_here"]),

@@ -41,4 +41,4 @@ def test_logits_are_those_of_then(folder, family, asset):
 
 def test_a_gate_that_looked_ahead_has_its_name_of_now(folder):
     attention = load_run(str(folder / "opt")).config.model.attention
-    assert (attention.gate, attention.gate_per) == ("linear", "head_unmasked")
+    assert (attention.gate, attention.gate_pooling) == ("linear", "all")

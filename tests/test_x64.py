@@ -42,7 +42,7 @@ def a_batch(family: str) -> dict[str, np.ndarray]:
 
 def config_to_train(family: str, ranges: str | None = None):
     config = small_config(family, ATTENTION, **DROPOUT, **MORE[family])
-    config.train.update({"accumulate": 3, "loss_chunk": 5})
+    config.train.update({"grad_accum_steps": 3, "loss_chunk": 5})
     if ranges:
         config.quant.update({"train": True, "train_ranges": ranges})
     return config

@@ -88,18 +88,11 @@ def _model(config: ConfigDict, info: Mapping[str, Any]) -> nn.Module:
 def override_run(run: Run, arguments: list[str]) -> None:
     """Applies `--config.a.b=value` arguments to the configuration of a trained run.
 
-    `--quant.b=value` is short for `--config.quant.b=value`. Other `data.files` come without the
-    run's own validation files.
+    Other `data.files` come without the run's own validation files.
 
     Raises:
       UserError: as `config.override`, or a key of the model, which is trained already.
     """
-    arguments = [
-        f"--config.{argument.lstrip('-')}"
-        if argument.lstrip("-").startswith("quant.")
-        else argument
-        for argument in arguments
-    ]
     keys = [argument.lstrip("-").partition("=")[0] for argument in arguments]
     for key in keys:
         if key.startswith("config.model."):

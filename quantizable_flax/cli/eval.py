@@ -38,7 +38,7 @@ def define_flags() -> None:
         "quant",
         ["w8a8"],
         "Settings, e.g. w8a8,w6a6,w4a8+mse,w8,a8,w8a8+token,w8a8+smooth=0.5; none for floating "
-        "point only. --quant.KEY=VALUE is short for --config.quant.KEY=VALUE.",
+        "point only. What all of them share is set by --config.quant.KEY=VALUE.",
     )
     flags.DEFINE_string(
         "backend", "simulated", "simulated in float32, or int8: products of integers through AQT."

@@ -35,8 +35,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "quant",
         "w8a8",
-        "Bits and options, as of eval.py: w8a8, w4a8+mse, w8a8+smooth=0.5. --quant.KEY=VALUE is "
-        "short for --config.quant.KEY=VALUE, --quant.calibration_batches=32 for one.",
+        "Bits and options, as of eval.py: w8a8, w4a8+mse, w8a8+smooth=0.5; the rest of the scheme "
+        "is set by --config.quant.KEY=VALUE.",
     )
     flags.DEFINE_integer("calibration_seed", 0, "Which training batches ranges are taken from.")
     flags.DEFINE_integer("batch_size", 8, "Batch size of the program, whose shapes are fixed.")
@@ -119,7 +119,7 @@ def _no_integers(setting: Setting) -> UserError:
     return UserError(
         f"an INT8 export needs products of integers, weights and activations of at most "
         f"{INT8_BITS} bits, found none with --quant={setting.name}: use w8a8 or fewer bits, and "
-        "quant.skip and quant.site_bits that leave some."
+        "quant.float_sites and quant.site_bits that leave some."
     )
 
 

@@ -17,7 +17,7 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.runtime import terminal
 
 MISTAKE = 2
-OVERRIDES = ("config.", "quant.")  # flags of eval.py that change a run's configuration
+OVERRIDES = ("config.",)  # flags of eval.py that change a run's configuration
 
 T = TypeVar("T")
 
@@ -63,6 +63,9 @@ def fail(error: Exception | str) -> None:
 
 
 def _parse(arguments: list[str], unknown_prefix: tuple[str, ...]) -> list[str]:
+    for argument in arguments[1:]:
+        if argument.startswith("--quant."):  # so it was written until 0.2.0
+            fail(f"{argument} is written --config.{argument[2:]} now.")
     passed = [a for a in arguments[1:] if a.lstrip("-").startswith(unknown_prefix)]
     try:
         given = recipes.with_paths([a for a in arguments if a not in passed])

@@ -10,6 +10,7 @@ from ml_collections.config_flags import config_flags
 
 from quantizable_flax.config.defaults import FAMILIES, family_keys
 from quantizable_flax.config.keys import to_config
+from quantizable_flax.config.migration import RENAMED, migrated
 from quantizable_flax.errors import UserError, check_choice, nearest
 
 UNSET = "None"  # on the command line, of a key that may be unset
@@ -52,7 +53,7 @@ def default_config(family: str = "bert") -> ConfigDict:
     """
     check_choice("model.name", family, FAMILIES)
     config = to_config(family_keys(family))
-    config.quant.setup = FAMILIES[family].config.setup
+    config.quant.coverage = FAMILIES[family].config.coverage
     return config
 
 
@@ -77,36 +78,22 @@ def to_json(config: ConfigDict) -> str:
 def from_dict(values: Mapping[str, Any]) -> ConfigDict:
     """Rebuilds a typed configuration from `json.loads(to_json(config))`.
 
-    Keys that the values lack, since an older version wrote them, get their defaults.
+    What an older version wrote is migrated; keys that it lacks get their defaults.
 
     Raises:
       UserError: a key that this version does not know, or a value of another type.
     """
+    values = migrated(values)
     model = values.get("model")
     config = default_config(model.get("name", "bert") if isinstance(model, Mapping) else "bert")
     check_keys(config, values)
     try:
-        config.update(dict(values))
+        config.update(values)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the stored configuration has a value of another type: {error}."
         ) from error
-    _rename_unmasked_gate(config, values)
     return config
-
-
-def _rename_unmasked_gate(config: ConfigDict, values: Mapping[str, Any]) -> None:
-    """Calls the `gate_per` of a causal model by the name that it has now.
-
-    Versions without `blind_queries` averaged over all positions under the name of `head`. Other
-    families were trained on whole sequences, where the two are the same.
-    """
-    old = "blind_queries" not in values.get("model", {}).get("attention", {})
-    attention = config.model.attention
-    conditional = attention.gate not in ("none", "unconditional")
-    causal = FAMILIES[config.model.name].config.causal
-    if old and causal and conditional and attention.gate_per == "head":
-        attention.gate_per = "head_unmasked"
 
 
 def check_keys(config: ConfigDict, values: Mapping[str, Any], prefix: str = "") -> None:
@@ -151,12 +138,15 @@ def check_arguments(config: ConfigDict, arguments: list[str]) -> None:
         for key in path.split(".")[1:]:
             if not isinstance(group, ConfigDict) or key not in group:
                 known = list(group.keys()) if isinstance(group, ConfigDict) else []
-                hint = f"; valid here: {', '.join(sorted(known))}" if known else ""
-                raise UserError(
-                    f"unknown configuration key {path.removeprefix('config.')}"
-                    f"{nearest(key, known) or hint}."
-                )
+                raise UserError(_unknown(path.removeprefix("config."), key, known))
             group = group.get(key)
+
+
+def _unknown(path: str, key: str, known: list[str]) -> str:
+    if path in RENAMED:
+        return f"the configuration key {path} is called {RENAMED[path]} now."
+    hint = f"; valid here: {', '.join(sorted(known))}" if known else ""
+    return f"unknown configuration key {path}{nearest(key, known) or hint}."
 
 
 def check_set(config: ConfigDict) -> None:

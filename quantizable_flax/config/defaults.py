@@ -68,7 +68,9 @@ def shared_keys() -> Keys:
         "train": {
             "steps": Key(1000, "steps of the optimizer in the whole run, at least 1"),
             "batch_size": Key(32, "examples of a step, over all devices"),
-            "accumulate": Key(1, "micro-batches whose gradients make a step; divides the batch"),
+            "grad_accum_steps": Key(
+                1, "micro-batches whose gradients make a step; divides the batch"
+            ),
             **derived(TransformerConfig, OF_TRAINING),
             "prefetch": Key(2, "batches on the devices ahead of the step"),
             "log_every": Key(50, "steps between two lines of training metrics, at least 1"),
@@ -110,7 +112,7 @@ def quant_keys() -> Keys:
     """Keys of `config.quant`: fields of `QuantSpec`, and what else a study or training needs."""
     return {
         **derived(QuantSpec, _names(QuantSpec, NOT_OF_QUANT)),
-        "setup": Key(
+        "coverage": Key(
             "fp32_head",
             '"fp32_head" leaves the head in floating point, "all" does not; "+int16_final_LN" or '
             '"+int16_all_LN" may follow',
@@ -120,8 +122,8 @@ def quant_keys() -> Keys:
         "site_bits": Key(
             "", "bits by expression, as `layer_0/.*=4 .*/scores=16`; the first match decides"
         ),
-        "train": Key(False, "quantization-aware training, on the grids of quant.bits"),
-        "bits": Key("w8a8", "the setting that is trained, as `eval.py --quant` takes it"),
+        "train": Key(False, "quantization-aware training, on the grids of quant.train_setting"),
+        "train_setting": Key("w8a8", "the setting that is trained, as `eval.py --quant` takes it"),
         "train_ranges": Key("running", 'its ranges: "running" min-max, or "learned" by gradients'),
         # Adam moves a learned scale by about so much in a step, however small the scale is.
         "range_learning_rate": Key(

@@ -17,7 +17,7 @@ from quantizable_flax.models.transformer import (
     residual,
     run_layers,
 )
-from quantizable_flax.nn.layers import Dropout, Embed, partitioned_param
+from quantizable_flax.nn.layers import Dropout, Embed, is_training, partitioned_param
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.tensor import Tensor, beside, values
 
@@ -112,9 +112,9 @@ class BertLayer(nn.Module):
 
 
 class MlmHead(nn.Module):
-    """Dense, GELU, LayerNorm before the tied decoder; in every published setup in floating point.
+    """Dense, GELU, LayerNorm before the tied decoder; in floating point in all that was published.
 
-    The setup `all` quantizes it like every other layer, which is an extension of ours.
+    `quant.coverage=all` quantizes it like every other layer, which is an extension of ours.
     """
 
     config: BertConfig
@@ -196,6 +196,7 @@ class BertForMaskedLM(nn.Module):
         token_type_ids_BxT: jax.Array | None = None,
         *,
         train: bool = False,
+        deterministic: bool | None = None,
     ) -> jax.Array:
         """Returns float32 logits [B, T, V].
 
@@ -204,7 +205,9 @@ class BertForMaskedLM(nn.Module):
           attention_mask_BxT: 1 for a token, 0 for padding; None shows every token.
           token_type_ids_BxT: segment ids; None means all 0.
           train: True applies dropout and needs a "dropout" rng.
+          deterministic: the opposite of `train`, as Flax's modules take it; None leaves it to that.
         """
+        train = is_training(train, deterministic)
         x = self._encode(input_ids_BxT, attention_mask_BxT, token_type_ids_BxT, train)
         return self.mlm_head(x, self.embeddings.word)
 

@@ -100,8 +100,8 @@ def with_quant(model: nn.Module, spec: QuantSpec | None) -> nn.Module:
     """
     if spec is not None and spec.final_layer_norm_bits and not model.has_final_layer_norm:
         raise UserError(
-            f"this {type(model).__name__} has no LayerNorm before its head, found quant.setup with "
-            "int16_final_LN: use int16_all_LN or leave it out."
+            f"this {type(model).__name__} has no LayerNorm before its head, found quant.coverage "
+            "with int16_final_LN: use int16_all_LN or leave it out."
         )
     return with_config(model, quant=spec)
 
@@ -123,7 +123,7 @@ def _gate(attention: ml_collections.ConfigDict) -> GateConfig | None:
         return None
     return GateConfig(
         kind=attention.gate,
-        per=attention.gate_per,
+        pooling=attention.gate_pooling,
         hidden=attention.gate_hidden,
         pi_init=attention.gate_pi_init,
         init_std=attention.gate_init_std,

@@ -159,8 +159,8 @@ def _check(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: i
     if config.gate is not None and config.gate.pooled:
         raise UserError(
             "text generation needs gates that see no later token, found "
-            f"gate_per={config.gate.per}, which averages over the whole sequence: generate with "
-            "a model of gate_per=token."
+            f"gate_pooling={config.gate.pooling}, which averages over the whole sequence: generate "
+            "with a model of gate_pooling=none."
         )
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise UserError("text generation needs at least one prompt of at least one token each.")

@@ -17,6 +17,7 @@ from quantizable_flax.models.transformer import (
     residual,
     run_layers,
 )
+from quantizable_flax.nn.layers import is_training
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.spec import INT8_BITS
 from quantizable_flax.quantization.tensor import Tensor, beside, values
@@ -219,6 +220,7 @@ class OptForCausalLM(nn.Module):
         attention_mask_BxT: jax.Array | None = None,
         *,
         train: bool = False,
+        deterministic: bool | None = None,
     ) -> jax.Array:
         """Returns float32 logits [B, T, V]; those at t are for the token at t + 1.
 
@@ -226,7 +228,9 @@ class OptForCausalLM(nn.Module):
           input_ids_BxT: token ids; T at most `max_position_embeddings`.
           attention_mask_BxT: 1 for a token, 0 for padding on either side; None shows all.
           train: True applies dropout and needs a "dropout" rng.
+          deterministic: the opposite of `train`, as Flax's modules take it; None leaves it to that.
         """
+        train = is_training(train, deterministic)
         return self.head(self._encode(input_ids_BxT, attention_mask_BxT, train))
 
     def head(self, x: Tensor) -> jax.Array:

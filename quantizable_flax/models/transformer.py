@@ -36,7 +36,7 @@ class TransformerConfig:
     Attributes:
       data: of the family, what it learns from: "masked text", "causal text" or "images".
       causal: of the family, whether a token may see no later one.
-      setup: of the family, the published `quant.setup`.
+      coverage: of the family, the published `quant.coverage`.
       hidden_size: width of the layers' input and output, a multiple of num_heads.
       num_layers: layers of attention and a feed-forward network.
       num_heads: attention heads of a layer.
@@ -53,7 +53,7 @@ class TransformerConfig:
 
     data: ClassVar[str]
     causal: ClassVar[bool] = False
-    setup: ClassVar[str] = "fp32_head"
+    coverage: ClassVar[str] = "fp32_head"
 
     hidden_size: int = 768
     num_layers: int = 12
@@ -82,9 +82,9 @@ class TransformerConfig:
             )
         if self.causal and self.gate is not None and self.gate.pooled and self.gate.masked:
             raise UserError(
-                "a causal model cannot have model.attention.gate_per=head, whose average over the "
-                "sequence shows each token all later ones: choose gate_per=token, or "
-                "gate_per=head_unmasked for the published variant that looks ahead."
+                "a causal model cannot have model.attention.gate_pooling=visible, whose average "
+                "over the sequence shows each token all later ones: choose gate_pooling=none, or "
+                "gate_pooling=all for the published variant that looks ahead."
             )
         check_choice("train.remat", self.remat, REMAT)
         if self.loss_chunk < 0:
@@ -127,7 +127,7 @@ class TransformerConfig:
 
     @property
     def head_quant(self) -> QuantSpec | None:
-        """The spec of the head: None where the setup keeps it in floating point."""
+        """The spec of the head: None where `quant.coverage` keeps it in floating point."""
         return self.quant if self.quant is not None and self.quant.head else None
 
     def dense(self, features: int, axes: tuple[str | None, str | None], **options: Any) -> Dense:

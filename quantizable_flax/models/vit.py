@@ -14,7 +14,7 @@ from quantizable_flax.models.metric import TOP1
 from quantizable_flax.models.mixing import mix
 from quantizable_flax.models.structure import PRE_LN, Fold, OutlierSites
 from quantizable_flax.models.transformer import TransformerConfig, gelu, residual, run_layers
-from quantizable_flax.nn.layers import Dropout, quantized_param
+from quantizable_flax.nn.layers import Dropout, is_training, quantized_param
 from quantizable_flax.quantization.sites import Site, WeightSite
 from quantizable_flax.quantization.tensor import Tensor, beside, values
 
@@ -42,7 +42,7 @@ class VitConfig(TransformerConfig):
     """
 
     data: ClassVar[str] = "images"
-    setup: ClassVar[str] = "all"
+    coverage: ClassVar[str] = "all"
 
     hidden_size: int = 384
     num_heads: int = 6
@@ -239,14 +239,21 @@ class VitForImageClassification(nn.Module):
         x = self.embeddings(self.normalise(images_BxHxWxC), train=train)
         return self.final_layer_norm(run_layers(self.config, self.layers, x, train=train))
 
-    def __call__(self, images_BxHxWxC: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        images_BxHxWxC: jax.Array,
+        *,
+        train: bool = False,
+        deterministic: bool | None = None,
+    ) -> jax.Array:
         """Returns float32 logits [B, num_classes].
 
         Args:
           images_BxHxWxC: integer pixels in 0..255, or floats that are normalised already.
           train: True applies dropout and needs a "dropout" rng.
+          deterministic: the opposite of `train`, as Flax's modules take it; None leaves it to that.
         """
-        x_BxD = self._encode(images_BxHxWxC, train)[:, 0]
+        x_BxD = self._encode(images_BxHxWxC, is_training(train, deterministic))[:, 0]
         if self.config.head_quant is None:
             x_BxD = values(x_BxD)
         return values(self.head(x_BxD)).astype(jnp.float32)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.nn.gate import Gate, GateConfig
-from quantizable_flax.nn.layers import Dense
+from quantizable_flax.nn.layers import Dense, is_training
 from quantizable_flax.nn.partition import constrain
 from quantizable_flax.nn.softmax import VANILLA, SoftmaxFn
 from quantizable_flax.quantization.sites import Site, record
@@ -62,6 +62,7 @@ class MultiHeadAttention(nn.Module):
         mask: jax.Array | None = None,
         *,
         train: bool = False,
+        deterministic: bool | None = None,
         cache_at: jax.Array | None = None,
     ) -> Tensor:
         """Returns [B, T, D], on a grid if `quant` is given.
@@ -71,6 +72,7 @@ class MultiHeadAttention(nn.Module):
           mask: broadcasts to [B, H, T, keys], True where a key is visible; with a gate per head,
             one for all queries, [B, 1, 1, keys].
           train: applies dropout, and needs a "dropout" rng.
+          deterministic: the opposite of `train`, as Flax's modules take it; None leaves it to that.
           cache_at: write keys and values into the mutable collection `cache` (arrays `key` and
             `value`, [B, S, H, K]) from this place on, and attend to all S of them.
 
@@ -78,6 +80,7 @@ class MultiHeadAttention(nn.Module):
           UserError: heads that do not divide D, or a gate that averages over tokens together with
             a mask that differs from query to query or with a cache.
         """
+        train = is_training(train, deterministic)
         width = x_BxTxD.shape[-1]
         if width % self.num_heads:
             raise UserError(
@@ -87,7 +90,7 @@ class MultiHeadAttention(nn.Module):
         if cache_at is not None and self.gate is not None and self.gate.pooled:
             raise UserError(
                 "attention with cache_at needs a gate that sees no other token, found "
-                f"gate_per={self.gate.per}: choose gate_per=token."
+                f"gate_pooling={self.gate.pooling}: choose gate_pooling=none."
             )
         q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
             self._heads(x_BxTxD, name) for name in ("query", "key", "value")

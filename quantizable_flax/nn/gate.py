@@ -15,7 +15,7 @@ from quantizable_flax.quantization.sites import record
 from quantizable_flax.quantization.tensor import beside, precision_of
 
 KINDS = ("linear", "mlp", "all_heads_linear", "unconditional")
-GRANULARITIES = ("token", "head", "head_unmasked")
+POOLINGS = ("none", "visible", "all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,9 @@ class GateConfig:
     Attributes:
       kind: "linear" (on the head's own slice of x), "mlp" (the same with one hidden layer),
         "all_heads_linear" (on the whole x) or "unconditional" (one learned scalar per head).
-      per: "token", a gate for each token; "head", one for the sequence: the logit is averaged
-        over the visible tokens before the sigmoid; "head_unmasked", the same over all positions
-        whatever the mask, padding and later tokens included, as published.
+      pooling: "none", a gate for each token; "visible", one for the sequence: the logit is averaged
+        over the visible tokens before the sigmoid; "all", the same over all positions whatever the
+        mask, padding and later tokens included, as published.
       hidden: hidden units of the mlp (the paper uses 4 and 64).
       pi_init: the probability at which every gate starts, in (0, 1); its logit is the bias. The
         original honours it for "linear" only, here it holds for all kinds.
@@ -37,7 +37,7 @@ class GateConfig:
     """
 
     kind: str = "linear"
-    per: str = "token"
+    pooling: str = "none"
     hidden: int = 4
     pi_init: float = 0.5
     init_std: float = 0.02
@@ -50,10 +50,10 @@ class GateConfig:
                 f"attention gate must be none or one of {', '.join(KINDS)}, found {self.kind!r}"
                 f"{nearest(self.kind, (*KINDS, 'none'))}."
             )
-        if self.per not in GRANULARITIES:
+        if self.pooling not in POOLINGS:
             raise UserError(
-                f"attention gate_per must be one of {', '.join(GRANULARITIES)}, found {self.per!r}"
-                f"{nearest(self.per, GRANULARITIES)}."
+                f"attention gate_pooling must be one of {', '.join(POOLINGS)}, found "
+                f"{self.pooling!r}{nearest(self.pooling, POOLINGS)}."
             )
         if not 0.0 < self.pi_init < 1.0:
             raise UserError(f"attention gate_pi_init must be in (0, 1), found {self.pi_init}.")
@@ -63,12 +63,12 @@ class GateConfig:
     @property
     def pooled(self) -> bool:
         """Whether the gate averages over tokens, later ones included."""
-        return self.per != "token" and self.kind != "unconditional"
+        return self.pooling != "none" and self.kind != "unconditional"
 
     @property
     def masked(self) -> bool:
         """Whether what the mask hides stays out of such an average."""
-        return self.per == "head"
+        return self.pooling == "visible"
 
     @property
     def scale(self) -> float:
@@ -113,9 +113,9 @@ class Gate(nn.Module):
             return jnp.mean(logits_BxTxH, axis=1, keepdims=True)
         if mask.ndim > 1 and mask.shape[-2] > 1:
             raise UserError(
-                "a gate with gate_per=head needs one mask for all queries, [batch, 1, 1, keys], "
-                f"found {list(mask.shape)}: choose gate_per=token for a causal model, or "
-                "gate_per=head_unmasked to average over all positions, hidden ones included."
+                "a gate with gate_pooling=visible needs one mask for all queries, [batch, 1, 1, "
+                f"keys], found {list(mask.shape)}: choose gate_pooling=none for a causal model, or "
+                "gate_pooling=all to average over all positions, hidden ones included."
             )
         mask_BxHx1xT = mask.astype(bool).reshape((1,) * (4 - mask.ndim) + mask.shape)
         visible_BxTxH = jnp.swapaxes(mask_BxHx1xT[:, :, 0], 1, 2)

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from quantizable_flax.errors import UserError
 from quantizable_flax.nn.partition import constrain, splits_length
 from quantizable_flax.quantization.sites import Site, WeightSite
 from quantizable_flax.quantization.spec import QuantSpec
@@ -42,6 +43,17 @@ def quantized_param(
     if stored is not None:
         return stored
     return site(partitioned_param(module, site.parameter, init, shape, axes))
+
+
+def is_training(train: bool, deterministic: bool | None) -> bool:
+    """Whether dropout is applied: `train`, or Flax's `deterministic` where it is given.
+
+    Raises:
+      UserError: both are True.
+    """
+    if train and deterministic:
+        raise UserError("found train=True and deterministic=True: give one of the two.")
+    return train if deterministic is None else not deterministic
 
 
 class Dense(nn.Module):

@@ -58,8 +58,8 @@ def sensitivity(
     ]
     if not sites:
         raise UserError(
-            "sensitivity needs quantized sites, found none: give --quant bits, and a quant.skip "
-            "that leaves something."
+            "sensitivity needs quantized sites, found none: give --quant bits, and "
+            "quant.float_sites that leave something."
         )
     off = _switches(sites, np.zeros(len(sites), bool))
     ranges = calibrate(model, params, calibration, switches=off)

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.models.build import with_quant
 from quantizable_flax.ptq.calibrate import unknown_ranges
-from quantizable_flax.quantization.spec import QuantSpec, parse_bits, parse_setup
+from quantizable_flax.quantization.spec import QuantSpec, parse_bits, parse_coverage
 
-SMOOTH_ALPHA = 0.5  # the published default of SmoothQuant
+SMOOTH_STRENGTH = 0.5  # the published default of SmoothQuant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Setting:
       name: as it was written, e.g. `w8a8+smooth=0.5`.
       weight_bits, activation_bits: None leaves that side in floating point.
       options: fields of `QuantSpec` that differ from the configuration.
-      smooth: alpha of SmoothQuant before everything else, None for none.
+      smooth: migration strength of SmoothQuant before everything else, None for none.
     """
 
     name: str
@@ -81,7 +81,7 @@ def parse_setting(name: str | Setting) -> Setting:
             raise UserError(f"+{option} takes no value, found {part!r}: leave {text!r} away.")
         fields |= OPTIONS[option](text)
         if option == "smooth":
-            smooth = _number("smooth", text) if equals else SMOOTH_ALPHA
+            smooth = _number("smooth", text) if equals else SMOOTH_STRENGTH
     return Setting(name, weight_bits, activation_bits, tuple(fields.items()), smooth)
 
 
@@ -89,7 +89,7 @@ def make_spec(config: ConfigDict, setting: Setting | str, backend: str = "simula
     """Returns the scheme of `config.quant` with the bits and options of a setting.
 
     Raises:
-      UserError: unreadable or impossible bit widths or setup, or a bad key of `config.quant`.
+      UserError: unreadable or impossible bit widths or coverage, or a bad key of `config.quant`.
     """
     setting, quant = parse_setting(setting), config.quant
     fields = {field.name for field in dataclasses.fields(QuantSpec)}
@@ -97,7 +97,7 @@ def make_spec(config: ConfigDict, setting: Setting | str, backend: str = "simula
     return QuantSpec(
         **{
             **same,
-            **parse_setup(quant.setup),
+            **parse_coverage(quant.coverage),
             **dict(setting.options),
             "weight_bits": setting.weight_bits,
             "activation_bits": setting.activation_bits,
@@ -125,13 +125,13 @@ def parse_site_bits(text: str) -> tuple[tuple[str, int], ...]:
 
 
 def site_names(model: nn.Module, spec: QuantSpec) -> list[str]:
-    """Every site of the model that the spec's setup quantizes, whatever its patterns say."""
+    """Every site of the model that the spec's coverage quantizes, whatever its patterns say."""
     plain = dataclasses.replace(
         spec,
         weight_bits=8,
         activation_bits=8,
         activation_ranges="static",
-        skip=None,
+        float_sites=None,
         site_bits=(),
         backend="simulated",
     )
@@ -144,7 +144,8 @@ def site_names(model: nn.Module, spec: QuantSpec) -> list[str]:
 def check_spec(model: nn.Module, spec: QuantSpec) -> None:
     """Raises UserError for a spec that does not fit the model.
 
-    Such as a setup that names what the model lacks, or an expression of `skip` or `site_bits`
+    Such as a coverage that names what the model lacks, or an expression of `float_sites` or
+    `site_bits`
     that matches no site.
     """
     with_quant(model, spec)
@@ -155,8 +156,8 @@ def check_spec(model: nn.Module, spec: QuantSpec) -> None:
         if not any(re.fullmatch(pattern, name) for name in names):
             close = sorted(names, key=lambda name: _distance(pattern, name))[:5]
             raise UserError(
-                f"the expression {pattern!r} of quant.skip or quant.site_bits matches none of the "
-                f"{len(names)} sites in full: the nearest are {', '.join(close)}."
+                f"the expression {pattern!r} of quant.float_sites or quant.site_bits matches none "
+                f"of the {len(names)} sites in full: the nearest are {', '.join(close)}."
             )
 
 

@@ -34,10 +34,10 @@ GATE_KERNELS = {
 }
 
 
-def smooth(model: nn.Module, params: Any, batches: Iterable[Batch], alpha: float = 0.5) -> Any:
+def smooth(model: nn.Module, params: Any, batches: Iterable[Batch], strength: float = 0.5) -> Any:
     """Returns params of the same function whose LayerNorm outputs are easier to quantize.
 
-    Channel j of a LayerNorm is divided by `s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)`
+    Channel j of a LayerNorm is divided by `s_j = max|X_j|^strength / max|W_j|^(1 - strength)`
     (equation 4), W being all Dense kernels that read it, together. Gates are never quantized: their
     kernels follow s but have no say in it.
 
@@ -45,24 +45,26 @@ def smooth(model: nn.Module, params: Any, batches: Iterable[Batch], alpha: float
       model: of any family; its quant spec plays no part.
       params: its parameters, which may be smoothed ones.
       batches: what `model.loss` takes; all of one shape.
-      alpha: 0 makes all rows of the weights equally large, 1 all channels of the activations.
+      strength: the paper's alpha; 0 makes all rows of the weights equally large, 1 all channels of
+        the activations.
 
     Returns:
       a new tree; post-LN models get `{block}_residual_scale` in each layer.
 
     Raises:
-      UserError: alpha outside [0, 1], no batch, activations that are not finite.
+      UserError: strength outside [0, 1], no batch, activations that are not finite.
     """
-    if not 0.0 <= alpha <= 1.0:
+    if not 0.0 <= strength <= 1.0:
         raise UserError(
-            f"SmoothQuant's alpha must be in [0, 1], found {alpha}: 0.5 is the published default."
+            f"SmoothQuant's strength must be in [0, 1], found {strength}: 0.5 is the published "
+            "default."
         )
     maxima = channel_maxima(model, params, batches)
     flat = dict(traverse_util.flatten_dict(params, sep="/"))
     gate = model.config.gate and GATE_KERNELS[model.config.gate.kind]
     for fold in folds(model):
         kernels = [flat[f"{name}/kernel"] for name in fold.dense]
-        factors_D = smoothing_factors(maxima[fold.norm], kernels, alpha)
+        factors_D = smoothing_factors(maxima[fold.norm], kernels, strength)
         _apply(flat, fold, gate, factors_D)
     return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -142,12 +144,12 @@ def _largest(x: jax.Array) -> jax.Array:
 
 
 def smoothing_factors(
-    largest_D: jax.Array, kernels: Sequence[jax.Array], alpha: float
+    largest_D: jax.Array, kernels: Sequence[jax.Array], strength: float
 ) -> jax.Array:
     """Returns s_j (equation 4) of the kernels [D, ...] together: [D], 1 for a channel always 0."""
     weights_D = jnp.max(jnp.stack([jnp.max(jnp.abs(kernel), axis=1) for kernel in kernels]), axis=0)
     weights_D = jnp.maximum(weights_D, SMALLEST)
-    factors_D = jnp.maximum(largest_D**alpha / weights_D ** (1.0 - alpha), SMALLEST)
+    factors_D = jnp.maximum(largest_D**strength / weights_D ** (1.0 - strength), SMALLEST)
     return jnp.where(largest_D == 0.0, 1.0, factors_D)
 
 

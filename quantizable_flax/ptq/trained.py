@@ -44,7 +44,7 @@ def trained_spec(config: ConfigDict) -> QuantSpec | None:
             "quant.train_ranges=running needs quant.activation_estimator=minmax, found "
             f"{quant.activation_estimator}: a search in every step would cost many of its passes."
         )
-    return make_spec(config, quant.bits)
+    return make_spec(config, quant.train_setting)
 
 
 def model_to_train(config: ConfigDict) -> nn.Module:

@@ -36,7 +36,7 @@ class QuantSpec:
       final_layer_norm_bits: the same for the LayerNorm before the head alone.
       activation_ranges: "static", from calibration, or "token": each row's own minimum and maximum
         at run time (a token's features, a query's scores and probabilities).
-      skip: sites whose full path matches this regular expression stay in floating point.
+      float_sites: sites whose full path matches this regular expression stay in floating point.
       site_bits: (regular expression, bits) pairs; the first that matches a site's full path
         decides its bits.
       backend: "simulated" in float32, or "int8": codes of at most 8 bits are integers, and
@@ -58,7 +58,7 @@ class QuantSpec:
     layer_norm_bits: int | None = None
     final_layer_norm_bits: int | None = None
     activation_ranges: str = "static"
-    skip: str | None = None
+    float_sites: str | None = None
     site_bits: tuple[tuple[str, int], ...] = ()
     backend: str = "simulated"
     gated_context: bool = True
@@ -103,17 +103,21 @@ class QuantSpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "QuantSpec":
-        """Rebuilds a spec from `dataclasses.asdict(spec)`, also after JSON."""
+        """Rebuilds a spec from `dataclasses.asdict(spec)`, also after JSON or of 0.1.0."""
+        fields = {"float_sites" if name == "skip" else name: v for name, v in values.items()}
         site_bits = tuple((pattern, bits) for pattern, bits in values["site_bits"])
-        return cls(**{**values, "site_bits": site_bits})
+        return cls(**{**fields, "site_bits": site_bits})
 
     def patterns(self) -> list[str]:
         """The regular expressions that must each match a site."""
-        return [*([self.skip] if self.skip else []), *(pattern for pattern, _ in self.site_bits)]
+        return [
+            *([self.float_sites] if self.float_sites else []),
+            *(pattern for pattern, _ in self.site_bits),
+        ]
 
     def bits(self, site: str, *, weight: bool = False) -> int | None:
         """Bits of a site by its full path, e.g. `layer_0/attention/scores`; None: not quantized."""
-        if self.skip and re.fullmatch(self.skip, site):
+        if self.float_sites and re.fullmatch(self.float_sites, site):
             return None
         for pattern, bits in self.site_bits:
             if re.fullmatch(pattern, site):
@@ -141,7 +145,7 @@ class QuantSpec:
         )
 
 
-SETUPS: dict[str, dict[str, bool | int]] = {
+COVERAGES: dict[str, dict[str, bool | int]] = {
     "all": {"head": True},
     "fp32_head": {"head": False},
     "int16_final_LN": {"final_layer_norm_bits": 16},
@@ -149,24 +153,24 @@ SETUPS: dict[str, dict[str, bool | int]] = {
 }
 
 
-def parse_setup(name: str) -> dict[str, Any]:
-    """Reads a published setup such as `fp32_head+int16_all_LN` as fields of `QuantSpec`.
+def parse_coverage(name: str) -> dict[str, Any]:
+    """Reads a published coverage such as `fp32_head+int16_all_LN` as fields of `QuantSpec`.
 
     Raises:
-      UserError: a part that is no setup, or neither or both of `all` and `fp32_head`.
+      UserError: a part that is none, or neither or both of `all` and `fp32_head`.
     """
     fields: dict[str, Any] = {}
     for part in name.split("+"):
-        if part not in SETUPS:
+        if part not in COVERAGES:
             raise UserError(
-                f"quant.setup must be made of {', '.join(SETUPS)} joined by +, found {part!r}"
-                f"{nearest(part, SETUPS)}."
+                f"quant.coverage must be made of {', '.join(COVERAGES)} joined by +, found {part!r}"
+                f"{nearest(part, COVERAGES)}."
             )
-        if SETUPS[part].keys() & fields.keys():
-            raise UserError(f"quant.setup must name each of its parts once, found {name!r}.")
-        fields |= SETUPS[part]
+        if COVERAGES[part].keys() & fields.keys():
+            raise UserError(f"quant.coverage must name each of its parts once, found {name!r}.")
+        fields |= COVERAGES[part]
     if "head" not in fields:
-        raise UserError(f"quant.setup must contain all or fp32_head, found {name!r}.")
+        raise UserError(f"quant.coverage must contain all or fp32_head, found {name!r}.")
     return fields
 
 

@@ -55,19 +55,20 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+def check_batch(batch_size: int, grad_accum_steps: int, mesh: Mesh) -> None:
     """Raises UserError unless every device gets the same number of examples of a micro-batch."""
     shards = batch_shards(mesh)
-    if accumulate < 1 or batch_size < 1 or batch_size % (shards * accumulate):
+    if grad_accum_steps < 1 or batch_size < 1 or batch_size % (shards * grad_accum_steps):
         raise UserError(
-            f"train.batch_size must be a multiple of mesh.data * mesh.fsdp * train.accumulate = "
-            f"{shards} * {accumulate}, found {batch_size}: change one of them."
+            "train.batch_size must be a multiple of mesh.data * mesh.fsdp * "
+            f"train.grad_accum_steps = {shards} * {grad_accum_steps}, found {batch_size}: change "
+            "one of them."
         )
 
 
 def check_sizes(config: ConfigDict, model: nn.Module, mesh: Mesh) -> None:
     """Raises UserError unless batch, heads, vocabulary and sequences divide among the devices."""
-    check_batch(config.train.batch_size, config.train.accumulate, mesh)
+    check_batch(config.train.batch_size, config.train.grad_accum_steps, mesh)
     tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
     if model.config.num_heads % tensor:
         raise UserError(

@@ -91,10 +91,10 @@ def make_train_step(
     from (seed, step), so a resumed run repeats an uninterrupted one.
 
     Running ranges of activations move with every micro-batch, before it is rounded by them, as in
-    calibration; so `train.accumulate` of them are `quant.momentum` to that power in a step. Those
-    of the weights are taken anew behind each update.
+    calibration; so `train.grad_accum_steps` of them are `quant.momentum` to that power in a step.
+    Those of the weights are taken anew behind each update.
     """
-    accumulate, seed = config.train.accumulate, config.seed
+    count, seed = config.train.grad_accum_steps, config.seed
 
     def loss_fn(params, ranges, batch, key):
         forward = functools.partial(model.apply, train=True, method="loss", rngs={"dropout": key})
@@ -116,7 +116,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         with on_mesh(mesh):
             (grads, loss, (labels, correct)), ranges = _accumulate(
-                loss_fn, state, batch, key, accumulate
+                loss_fn, state, batch, key, count
             )
         # Sums are divided once, so a token weighs the same in whatever micro-batch it lies.
         scale = 1.0 / jnp.maximum(labels, 1.0)

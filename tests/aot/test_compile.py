@@ -73,7 +73,11 @@ def test_the_state_is_that_of_training(tmp_path, ranges):
     ],
 )
 def test_figures_of_a_step_compiled_for_this_machine(tmp_path, family, accumulate):
-    changes = {"train__accumulate": accumulate, "model__hidden_size": 64, "model__num_layers": 3}
+    changes = {
+        "train__grad_accum_steps": accumulate,
+        "model__hidden_size": 64,
+        "model__num_layers": 3,
+    }
     if family == "vit":  # the shares of Mixup are drawn in loops that end by chance
         changes |= {"model__mixup_alpha": 0.0, "model__cutmix_alpha": 0.0}
     config = tiny_config(tmp_path, family, **changes)

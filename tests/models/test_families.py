@@ -78,6 +78,24 @@ def test_dropout_acts_in_training_only(family):
         jax.eval_shape(lambda: total(True))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_deterministic_is_the_opposite_of_train(family):
+    model, params = small_model(family)
+    model = with_config(model, hidden_dropout=0.5)
+    inputs = small_batch(family)["images" if family == "vit" else "input_ids"]
+
+    def program(**options) -> str:
+        rngs = {"dropout": jax.random.key(0)}
+        return str(
+            jax.make_jaxpr(lambda: model.apply({"params": params}, inputs, rngs=rngs, **options))()
+        )
+
+    assert program(deterministic=False) == program(train=True) != program()
+    assert program(deterministic=True) == program(train=False) == program()
+    with pytest.raises(UserError, match="found train=True and deterministic=True"):
+        program(train=True, deterministic=True)
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "sentence"),
     [

@@ -154,7 +154,7 @@ def test_all_positions_can_be_used(vanilla):
     ("family", "attention", "sentence"),
     [
         ("bert", {}, r"causal model \(OPT\), found BertForMaskedLM"),
-        ("opt", {"gate": "mlp", "gate_per": "head_unmasked"}, "found gate_per=head_unmasked"),
+        ("opt", {"gate": "mlp", "gate_pooling": "all"}, "found gate_pooling=all"),
     ],
 )
 def test_models_that_cannot_generate_are_named(family, attention, sentence):

@@ -9,15 +9,15 @@ from quantizable_flax import GateConfig, UserError, build_model, default_config
 from quantizable_flax.checkpoint.resume import check_same
 from quantizable_flax.config import from_dict
 from quantizable_flax.models.build import with_config
-from quantizable_flax.nn.gate import GRANULARITIES, KINDS
+from quantizable_flax.nn.gate import KINDS, POOLINGS
 from quantizable_flax.nn.softmax import BLIND_QUERIES
 from tests.small import small_batch, small_config, small_model
 
 SOFTMAXES = ({}, {"softmax": "clipped", "gamma": -0.05, "zeta": 1.1})
 GATES = (
     {"gate": "none"},
-    {"gate": "unconditional", "gate_per": "head"},
-    *({"gate": kind, "gate_per": per} for kind in KINDS[:-1] for per in GRANULARITIES),
+    {"gate": "unconditional", "gate_pooling": "visible"},
+    *({"gate": kind, "gate_pooling": per} for kind in KINDS[:-1] for per in POOLINGS),
 )
 assert KINDS[-1] == "unconditional"
 IDS = small_batch("opt")["input_ids"]
@@ -26,8 +26,8 @@ LENGTH = IDS.shape[1]
 
 def shows_hidden_tokens(family: str, gate: dict) -> bool:
     """Whether a gate is one that a model of this family refuses, or offers for parity alone."""
-    shown = ("head", "head_unmasked") if family == "opt" else ("head_unmasked",)
-    return gate["gate"] not in ("none", "unconditional") and gate["gate_per"] in shown
+    shown = ("visible", "all") if family == "opt" else ("all",)
+    return gate["gate"] not in ("none", "unconditional") and gate["gate_pooling"] in shown
 
 
 def attentions(family: str) -> list:
@@ -82,50 +82,55 @@ def test_later_tokens_move_no_earlier_logit(family, attention):
 def test_published_pooled_gate_shows_what_is_hidden(kind):
     ids, last = np.concatenate([IDS, IDS.at[:, -1].set(5)]), np.arange(LENGTH) == LENGTH - 1
     for family, mask in (("opt", np.ones_like(ids)), ("bert", np.ones_like(ids) - last)):
-        run = runner(family, {"gate": kind, "gate_per": "head_unmasked"})
+        run = runner(family, {"gate": kind, "gate_pooling": "all"})
         before, after = np.split(run(ids, mask), 2)
         assert np.abs(before - after)[:, 0].max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_causal_model_refuses_the_pooled_gate(kind):
-    attention = {"gate": kind, "gate_per": "head"}
+    attention = {"gate": kind, "gate_pooling": "visible"}
     config = small_config("opt", attention)
     plain = build_model(small_config("opt"))
     if kind == "unconditional":  # one number for each head, whatever the tokens
         build_model(config)
         return
-    with pytest.raises(UserError, match=r"gate_per=head, .*choose gate_per=token, or .*unmasked"):
+    with pytest.raises(
+        UserError, match=r"=visible, .*choose gate_pooling=none, or gate_pooling=all"
+    ):
         build_model(config)
     with pytest.raises(UserError, match="a causal model cannot have"):
-        with_config(plain, gate=GateConfig(kind, "head"))
+        with_config(plain, gate=GateConfig(kind, "visible"))
     for family in ("bert", "vit"):
         build_model(small_config(family, attention))
-    build_model(small_config("opt", {**attention, "gate_per": "head_unmasked"}))
+    build_model(small_config("opt", {**attention, "gate_pooling": "all"}))
 
 
 def stored(family: str, gate: str, *, old: bool) -> dict:
     config = default_config(family)
-    config.model.attention.update({"gate": gate, "gate_per": "head"})
+    config.model.attention.gate = gate
     values = config.to_dict()
+    attention = values["model"]["attention"]
+    del attention["gate_pooling"]
+    attention["gate_per"] = "head"
     if old:
-        del values["model"]["attention"]["blind_queries"]
+        del attention["blind_queries"]
     return values
 
 
 def test_an_older_run_with_the_pooled_gate_loads_under_its_present_name(tmp_path):
     def loaded(*arguments, **options) -> str:
-        return from_dict(stored(*arguments, **options)).model.attention.gate_per
+        return from_dict(stored(*arguments, **options)).model.attention.gate_pooling
 
-    assert loaded("opt", "linear", old=True) == "head_unmasked"
-    assert loaded("opt", "unconditional", old=True) == "head"
-    assert loaded("bert", "linear", old=True) == "head"
-    assert loaded("opt", "linear", old=False) == "head"  # which the model refuses
+    assert loaded("opt", "linear", old=True) == "all"
+    assert loaded("opt", "unconditional", old=True) == "visible"
+    assert loaded("bert", "linear", old=True) == "visible"
+    assert loaded("opt", "linear", old=False) == "visible"  # which the model refuses
 
     asked = from_dict(stored("opt", "linear", old=True)).to_dict()
     check_same(stored("opt", "linear", old=True), asked, tmp_path)  # goes on
-    asked["model"]["attention"]["gate_per"] = "token"
-    with pytest.raises(UserError, match='gate_per="head_unmasked", not "token"'):
+    asked["model"]["attention"]["gate_pooling"] = "none"
+    with pytest.raises(UserError, match='gate_pooling="all", not "none"'):
         check_same(stored("opt", "linear", old=True), asked, tmp_path)
 
 

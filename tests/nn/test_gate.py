@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from quantizable_flax import GateConfig, MultiHeadAttention, UserError
-from quantizable_flax.nn.gate import GRANULARITIES, KINDS, Gate
+from quantizable_flax.nn.gate import KINDS, POOLINGS, Gate
 
 HEADS = 4
 
@@ -17,10 +17,10 @@ def fresh(config: GateConfig, hidden) -> tuple[Gate, dict]:
     return gate, nn.meta.unbox(gate.init(jax.random.key(0), hidden))
 
 
-@pytest.mark.parametrize("per", GRANULARITIES)
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_starts_at_pi_init(kind, per, hidden):
-    gate, variables = fresh(GateConfig(kind, per, pi_init=0.25, init_std=0.0), hidden)
+def test_every_kind_starts_at_pi_init(kind, pooling, hidden):
+    gate, variables = fresh(GateConfig(kind, pooling, pi_init=0.25, init_std=0.0), hidden)
     np.testing.assert_allclose(gate.apply(variables, hidden), 0.25, rtol=1e-6)
 
 
@@ -32,17 +32,17 @@ def test_start_is_noisy_by_init_std(kind, hidden):
     assert (np.ptp(start) > 0.0) == (kind != "unconditional")
 
 
-@pytest.mark.parametrize("per", GRANULARITIES)
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_shape_is_one_factor_per_head_and_token_or_sequence(kind, per, hidden):
-    gate, variables = fresh(GateConfig(kind, per), hidden)
-    tokens = 1 if per != "token" or kind == "unconditional" else hidden.shape[1]
+def test_shape_is_one_factor_per_head_and_token_or_sequence(kind, pooling, hidden):
+    gate, variables = fresh(GateConfig(kind, pooling), hidden)
+    tokens = 1 if pooling != "none" or kind == "unconditional" else hidden.shape[1]
     assert gate.apply(variables, hidden).shape == (hidden.shape[0], tokens, HEADS, 1)
 
 
 def test_pooled_gate_averages_logits_not_probabilities(hidden):
-    token, variables = fresh(GateConfig("linear", "token", init_std=1.0), hidden)
-    head = Gate(GateConfig("linear", "head", init_std=1.0), HEADS)
+    token, variables = fresh(GateConfig("linear", "none", init_std=1.0), hidden)
+    head = Gate(GateConfig("linear", "visible", init_std=1.0), HEADS)
     gates = np.asarray(token.apply(variables, hidden))
     logits = np.log(gates / (1.0 - gates)).mean(axis=1, keepdims=True)
     expected = 1.0 / (1.0 + np.exp(-logits))
@@ -69,9 +69,9 @@ def test_gate_of_a_token_sees_no_other_token(kind, hidden):
 
 def test_pooled_is_what_sees_other_tokens():
     for kind in KINDS:
-        assert not GateConfig(kind, "token").pooled
-        for per in ("head", "head_unmasked"):
-            assert GateConfig(kind, per).pooled == (kind != "unconditional")
+        assert not GateConfig(kind, "none").pooled
+        for pooling in ("visible", "all"):
+            assert GateConfig(kind, pooling).pooled == (kind != "unconditional")
 
 
 POOLED = [kind for kind in KINDS if kind != "unconditional"]
@@ -79,8 +79,8 @@ POOLED = [kind for kind in KINDS if kind != "unconditional"]
 
 @pytest.mark.parametrize("kind", POOLED)
 def test_pooled_gate_averages_visible_tokens_alone(kind, hidden):
-    gate, variables = fresh(GateConfig(kind, "head", init_std=1.0), hidden)
-    unmasked = Gate(GateConfig(kind, "head_unmasked", init_std=1.0), HEADS)
+    gate, variables = fresh(GateConfig(kind, "visible", init_std=1.0), hidden)
+    unmasked = Gate(GateConfig(kind, "all", init_std=1.0), HEADS)
     visible = np.array([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]], bool)
     found = gate.apply(variables, hidden, visible[:, None, None, :])
     for row, seen in enumerate(visible):
@@ -96,7 +96,7 @@ def test_pooled_gate_averages_visible_tokens_alone(kind, hidden):
 
 
 def test_pooled_gate_takes_masks_of_every_shape_that_broadcasts(hidden):
-    gate, variables = fresh(GateConfig("linear", "head", init_std=1.0), hidden)
+    gate, variables = fresh(GateConfig("linear", "visible", init_std=1.0), hidden)
     keys = jnp.arange(6) < 4
     expected = gate.apply(variables, hidden, keys[None, None, None])
     for mask in (keys, keys[None], keys[None, None], keys[None, None, None].astype(jnp.int32)):
@@ -109,7 +109,7 @@ def test_pooled_gate_takes_masks_of_every_shape_that_broadcasts(hidden):
 
 
 def test_pooled_gate_that_sees_nothing_is_finite(hidden):
-    gate, variables = fresh(GateConfig("linear", "head", init_std=1.0), hidden)
+    gate, variables = fresh(GateConfig("linear", "visible", init_std=1.0), hidden)
     found = gate.apply(variables, hidden, jnp.zeros((2, 1, 1, 6), bool))
     np.testing.assert_array_equal(found, 0.5)
 
@@ -117,23 +117,23 @@ def test_pooled_gate_that_sees_nothing_is_finite(hidden):
 @pytest.mark.parametrize("kind", KINDS)
 def test_pooled_gate_refuses_what_differs_from_query_to_query(kind, hidden):
     causal = jnp.tril(jnp.ones((6, 6), bool))
-    module = MultiHeadAttention(HEADS, gate=GateConfig(kind, "head"))
-    published = module.clone(gate=GateConfig(kind, "head_unmasked"))
+    module = MultiHeadAttention(HEADS, gate=GateConfig(kind, "visible"))
+    published = module.clone(gate=GateConfig(kind, "all"))
     variables = published.init(jax.random.key(0), hidden)
     for mask in (causal, causal[None, None], jnp.ones((2, HEADS, 6, 6), bool)):
         published.apply(variables, hidden, mask)
         if kind == "unconditional":  # looks at no token
             module.apply(variables, hidden, mask)
             continue
-        with pytest.raises(UserError, match=r"one mask for all queries.*gate_per=head_unmasked"):
+        with pytest.raises(UserError, match=r"one mask for all queries.*gate_pooling=all"):
             module.apply(variables, hidden, mask)
 
 
-@pytest.mark.parametrize("per", ["head", "head_unmasked"])
-def test_pooled_gate_with_a_cache_is_refused(per, hidden):
-    module = MultiHeadAttention(HEADS, gate=GateConfig("linear", per))
+@pytest.mark.parametrize("pooling", ["visible", "all"])
+def test_pooled_gate_with_a_cache_is_refused(pooling, hidden):
+    module = MultiHeadAttention(HEADS, gate=GateConfig("linear", pooling))
     variables = module.init(jax.random.key(0), hidden)
-    with pytest.raises(UserError, match=f"sees no other token, found gate_per={per}"):
+    with pytest.raises(UserError, match=f"sees no other token, found gate_pooling={pooling}"):
         module.apply(variables, hidden, cache_at=0, mutable=["cache"])
 
 
@@ -184,7 +184,7 @@ def test_parameter_count_is_that_of_table_4(options, count, hidden):
     ("options", "sentence"),
     [
         ({"kind": "liner"}, r"found 'liner' \(did you mean 'linear'"),
-        ({"per": "tokens"}, r"token, head, head_unmasked, found 'tokens' \(did you mean 'token'"),
+        ({"pooling": "visibel"}, r"none, visible, all, found 'visibel' \(did you mean 'visible'"),
         ({"pi_init": 1.0}, r"gate_pi_init must be in \(0, 1\), found 1.0"),
         ({"pi_init": 0.0}, r"gate_pi_init must be in \(0, 1\), found 0.0"),
         ({"hidden": 0}, "gate_hidden must be at least 1, found 0"),

@@ -51,11 +51,11 @@ def of_hlo(text: str) -> Counts:
 def small_int8(name: str, gate: str, setup: str):
     """(function of codes and inputs, its arguments) of a small model."""
     from quantizable_flax import QuantSpec
-    from quantizable_flax.quantization.spec import parse_setup
+    from quantizable_flax.quantization.spec import parse_coverage
     from tests.ptq.int8_case import inputs_of, make_case
 
     family = name.split()[0]
-    spec = QuantSpec(**parse_setup(setup))
+    spec = QuantSpec(**parse_coverage(setup))
     case = make_case(family, spec, {"gate": gate}, num_layers=LAYERS, **SIZES.get(name, {}))
 
     def forward(codes, *inputs):

@@ -63,7 +63,7 @@ def bert(tmp_path_factory):
         "--to=int8",
         f"--out={folder / 'int8'}",
         "--quant=w8a8",
-        "--quant.setup=all",
+        "--config.quant.coverage=all",
         "--batch_size=3",
         f"--calibration_seed={SEED}",
     )
@@ -99,7 +99,7 @@ def exported(request, tmp_path_factory):
 
 def evaluator_of(workdir) -> Evaluator:
     run_ = load_run(str(workdir))
-    run_.config.quant.setup = "all"
+    run_.config.quant.coverage = "all"
     return Evaluator(run_, make_task(run_.config, run_.assets))
 
 
@@ -188,8 +188,8 @@ def test_int8_model_is_evaluated_but_not_trained(bert, tmp_path):
         (["--quant=w8a8,w4a8"], ["must read like w8a8", "'w8a8,w4a8'"]),
         (["--quant=w8"], ["products of integers", "found none with --quant=w8: use w8a8"]),
         (["--quant=w8a16"], ["found none with --quant=w8a16"]),
-        (["--quant.skip=.*"], ["found none with --quant=w8a8", "quant.skip"]),
-        (["--quant.skip=layer_9"], ["'layer_9'", "matches none"]),
+        (["--config.quant.float_sites=.*"], ["found none with --quant=w8a8", "quant.float_sites"]),
+        (["--config.quant.float_sites=layer_9"], ["'layer_9'", "matches none"]),
         (["--config.data.fils=x"], ["data.fils", "'files'"]),
     ],
 )
@@ -212,7 +212,13 @@ def test_a_flag_of_eval_exports_too(bert, tmp_path):
     assert_mistake(none, "--export_batch_size must be at least 1")
     full = run("eval.py", f"--workdir={workdir}", f"--export_int8={folder}")
     assert_mistake(full, "--export_int8=", "a new or an empty folder")
-    done = run("eval.py", f"--workdir={workdir}", to, "--quant.setup=all", "--export_batch_size=3")
+    done = run(
+        "eval.py",
+        f"--workdir={workdir}",
+        to,
+        "--config.quant.coverage=all",
+        "--export_batch_size=3",
+    )
     assert done.returncode == 0, done.stderr
     _, first_seed = evaluator_of(workdir).int8(parse_setting("w8a8"))
     loaded, other_seed = (qf.load(str(path))[1] for path in (tmp_path / "new", folder))

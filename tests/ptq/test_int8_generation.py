@@ -42,7 +42,7 @@ def test_tokens_are_those_of_the_simulation(attention, sizes, spec):
     [
         ({}, jnp.int8, jnp.int8),
         ({"site_bits": ((".*/key/output", 16),)}, jnp.float32, jnp.int8),
-        ({"skip": ".*/value/output"}, jnp.int8, jnp.float32),
+        ({"float_sites": ".*/value/output"}, jnp.int8, jnp.float32),
         ({"activation_ranges": "token"}, jnp.float32, jnp.float32),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quantizable_flax import QuantSpec
 from quantizable_flax.models.build import with_config
-from quantizable_flax.quantization.spec import parse_setup
+from quantizable_flax.quantization.spec import parse_coverage
 from tests.ptq.int8_case import batch_of, check_agreement, inputs_of, make_case
 from tests.small import small_model
 
@@ -42,9 +42,9 @@ def specs(draw, family: str) -> QuantSpec:
         weight_per_channel=draw(st.booleans()),
         activation_symmetric=draw(st.booleans()),
         activation_ranges=draw(st.sampled_from(["static", "token"])),
-        skip=draw(st.sampled_from([None, *PATTERNS])),
+        float_sites=draw(st.sampled_from([None, *PATTERNS])),
         site_bits=tuple(draw(st.lists(site_bits, max_size=2))),
-        **parse_setup(setup + draw(st.sampled_from(parts))),
+        **parse_coverage(setup + draw(st.sampled_from(parts))),
     )
 
 

@@ -30,7 +30,7 @@ def test_costs_are_those_of_a_model_with_one_site(family):
     assert list(costs.values()) == sorted(costs.values(), reverse=True)
     # The same by another way: everything else skipped, compiled anew.
     for site in ("layer_0/attention/scores", "layer_0/ffn_in/weight", "layer_0/ffn_residual"):
-        alone = with_quant(model, QuantSpec(3, 3, skip=rf"(?!{site}$).*"))
+        alone = with_quant(model, QuantSpec(3, 3, float_sites=rf"(?!{site}$).*"))
         expected = mean_loss(alone, params, calibrate(alone, params, [batch]), batch) - exact
         # Both differ from the exact loss by a few float32 roundings of a loss of about 5.
         assert costs[site] == pytest.approx(expected, abs=5e-6)
@@ -67,4 +67,4 @@ def test_a_scheme_that_quantizes_nothing_is_an_error():
     model, params = small_model("bert")
     batch = small_batch("bert")
     with pytest.raises(UserError, match="needs quantized sites, found none"):
-        sensitivity(with_quant(model, QuantSpec(skip=".*")), params, [batch], [batch])
+        sensitivity(with_quant(model, QuantSpec(float_sites=".*")), params, [batch], [batch])

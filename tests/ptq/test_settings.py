@@ -34,7 +34,7 @@ def test_smoothing_has_a_default_and_a_value():
 def test_every_key_of_the_configuration_arrives():
     config = default_config("opt")
     changes = {
-        "setup": "all+int16_final_LN",
+        "coverage": "all+int16_final_LN",
         "gated_context": False,
         "weight_percentile": 99.0,
         "weight_per_channel": True,
@@ -42,7 +42,7 @@ def test_every_key_of_the_configuration_arrives():
         "activation_ranges": "token",
         "momentum": 0.5,
         "percentile": 99.9,
-        "skip": ".*scores",
+        "float_sites": ".*scores",
         "site_bits": "layer_0/.*=4 .*/probs=16",
     }
     config.quant.update(changes)
@@ -58,7 +58,7 @@ def test_every_key_of_the_configuration_arrives():
         head=True,
         final_layer_norm_bits=16,
         gated_context=False,
-        skip=".*scores",
+        float_sites=".*scores",
         site_bits=(("layer_0/.*", 4), (".*/probs", 16)),
         backend="int8",
     )
@@ -93,20 +93,20 @@ def test_mistakes_in_site_bits(text):
 
 def test_an_expression_must_match_a_site():
     model = build_model(small_config("bert"))
-    for spec in (QuantSpec(skip=r"layer_0/.*"), QuantSpec(site_bits=((r".*/scores", 4),))):
+    for spec in (QuantSpec(float_sites=r"layer_0/.*"), QuantSpec(site_bits=((r".*/scores", 4),))):
         check_spec(model, spec)
     with pytest.raises(UserError, match=r"'layer_0/attention/scorse'.*nearest are layer_0/att"):
-        check_spec(model, QuantSpec(skip="layer_0/attention/scorse"))
+        check_spec(model, QuantSpec(float_sites="layer_0/attention/scorse"))
     # A part of a name is no match: the whole name must be described.
     with pytest.raises(UserError, match=r"in full.*scores"):
         check_spec(model, QuantSpec(site_bits=(("scores", 4),)))
     with pytest.raises(UserError, match="is no regular expression"):
-        QuantSpec(skip="(")
+        QuantSpec(float_sites="(")
 
 
 def test_names_do_not_depend_on_what_is_skipped():
     model = build_model(small_config("opt"))
-    names = site_names(model, QuantSpec(skip=".*"))
+    names = site_names(model, QuantSpec(float_sites=".*"))
     assert "layer_0/attention/query/weight" in names
     assert names == site_names(model, QuantSpec(None, 4, activation_ranges="token"))
     assert set(names) < set(site_names(model, QuantSpec(head=True)))

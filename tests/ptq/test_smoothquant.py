@@ -32,7 +32,7 @@ CASES = [
     ("bert", {"gate": "unconditional"}),
     ("opt", {"gate": "all_heads_linear"}),
     ("opt post-LN", {"gate": "all_heads_linear"}),
-    ("vit", {"gate": "mlp", "gate_per": "head"}),
+    ("vit", {"gate": "mlp", "gate_pooling": "visible"}),
 ]
 OUTLIERS = np.array([3, 17])  # channels, in two heads
 
@@ -93,7 +93,7 @@ def test_the_floating_point_function_stays(name, attention):
 @pytest.mark.parametrize("name", ["bert", "opt post-LN"])
 def test_smoothed_params_can_be_smoothed_again(name):
     model, params, batch = built(name, {"gate": "mlp"})
-    smoothed = smooth(model, smooth(model, params, [batch], alpha=0.8), [batch], alpha=0.3)
+    smoothed = smooth(model, smooth(model, params, [batch], strength=0.8), [batch], strength=0.3)
     assert error(logits(model, smoothed, batch), logits(model, params, batch)) < 1e-5
 
 
@@ -122,8 +122,8 @@ def test_every_gate_has_a_rule():
     assert set(smoothquant.GATE_KERNELS) == set(KINDS)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.8, 1.0])
-def test_factors_follow_the_formula(alpha):
+@pytest.mark.parametrize("strength", [0.0, 0.5, 0.8, 1.0])
+def test_factors_follow_the_formula(strength):
     model, params, batch = built("bert")
     batches = [batch, {**batch, "input_ids": batch["input_ids"][:, ::-1]}]
     params = jax.tree.map(np.asarray, params)
@@ -138,9 +138,9 @@ def test_factors_follow_the_formula(alpha):
     attention = params["layer_0"]["attention"]
     readers = [attention[name]["kernel"] for name in ("query", "key", "value")]
     weights = np.abs(np.concatenate(readers, axis=1)).max(axis=1)
-    expected = np.max(largest, axis=0) ** alpha / weights ** (1.0 - alpha)
+    expected = np.max(largest, axis=0) ** strength / weights ** (1.0 - strength)
 
-    smoothed = smooth(model, params, batches, alpha=alpha)
+    smoothed = smooth(model, params, batches, strength=strength)
     layer, norm = smoothed["layer_0"], smoothed["embeddings"]["layer_norm"]
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
     close(layer["attention_residual_scale"]["scale"], expected)
@@ -150,15 +150,15 @@ def test_factors_follow_the_formula(alpha):
         close(layer["attention"][name]["kernel"], attention[name]["kernel"] * expected[:, None])
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_the_ends_of_alpha_level_one_side(alpha):
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_the_ends_of_its_strength_level_one_side(strength):
     model, params, batch = built("opt")
-    smoothed = smooth(model, params, [batch], alpha=alpha)
+    smoothed = smooth(model, params, [batch], strength=strength)
     maxima = smoothquant.channel_maxima(model, smoothed, [batch])
     for fold in smoothquant.folds(model):
         kernels = [flat(smoothed)[f"{name}/kernel"] for name in fold.dense]
         weights = np.abs(np.concatenate(kernels, axis=1)).max(axis=1)
-        np.testing.assert_allclose(maxima[fold.norm] if alpha else weights, 1.0, rtol=1e-5)
+        np.testing.assert_allclose(maxima[fold.norm] if strength else weights, 1.0, rtol=1e-5)
 
 
 def test_channels_that_are_zero_or_that_nobody_reads_stay_finite():
@@ -220,11 +220,11 @@ def test_bfloat16_models_keep_their_dtype():
     assert jax.eval_shape(encode, batch["input_ids"]).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
-def test_alpha_outside_its_domain_is_an_error(alpha):
+@pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan")])
+def test_strength_outside_its_domain_is_an_error(strength):
     model, params, batch = built("vit", layers=1)
-    with pytest.raises(UserError, match=rf"alpha must be in \[0, 1\], found {alpha}"):
-        smooth(model, params, [batch], alpha=alpha)
+    with pytest.raises(UserError, match=rf"strength must be in \[0, 1\], found {strength}"):
+        smooth(model, params, [batch], strength=strength)
 
 
 def test_no_batch_is_an_error():

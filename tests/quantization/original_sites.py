@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from quantizable_flax import QuantSpec
-from quantizable_flax.quantization.spec import parse_setup
+from quantizable_flax.quantization.spec import parse_coverage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,5 +118,5 @@ def our_spec(options: dict[str, Any], family: str) -> QuantSpec:
         activation_estimator="mse_last" if options.get("acts") == "MSE" else "minmax",
         activation_symmetric=options.get("qmethod_act") == "sym",
         gated_context=False,
-        **parse_setup(options.get("quant_setup", NAMES[family].setup)),
+        **parse_coverage(options.get("quant_setup", NAMES[family].setup)),
     )

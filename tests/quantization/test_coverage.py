@@ -11,7 +11,7 @@ from flax import traverse_util
 from quantizable_flax import QuantSpec, build_model
 from quantizable_flax.models.build import with_quant
 from quantizable_flax.ptq.calibrate import unknown_ranges
-from quantizable_flax.quantization.spec import parse_setup
+from quantizable_flax.quantization.spec import parse_coverage
 from tests.small import small_batch, small_config, small_model
 
 BITS = 3
@@ -69,7 +69,7 @@ def off_grid(family: str, setup: str, **options) -> tuple[int, int]:
     """(number of products, number of those with an operand that is on no grid of BITS)."""
     # This gate has no product of its own, but moves each head's context off the grid.
     model, params = small_model(family, {"gate": "unconditional"})
-    spec = QuantSpec(BITS, BITS, **parse_setup(setup), **options)
+    spec = QuantSpec(BITS, BITS, **parse_coverage(setup), **options)
 
     def forward(params, batch):
         return with_quant(model, spec).apply(

@@ -1,4 +1,4 @@
-"""`skip` and `site_bits`: which pattern decides, and that a site left out is untouched."""
+"""`float_sites` and `site_bits`: which pattern decides, and that a site left out is untouched."""
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,11 @@ def test_the_first_pattern_that_matches_decides():
     assert spec.bits("more/layer_0/ffn_in/output") == 6  # a pattern matches the whole path
 
 
-def test_skip_beats_site_bits():
-    spec = QuantSpec(skip=".*/key/.*", site_bits=((".*", 4),))
+def test_float_sites_beat_site_bits():
+    spec = QuantSpec(float_sites=".*/key/.*", site_bits=((".*", 4),))
     assert spec.bits("layer_0/attention/key/output") is None
     assert spec.bits("layer_0/attention/value/output") == 4
-    int8 = QuantSpec(skip=".*/key/.*", site_bits=((".*/value/.*", 9),), backend="int8")
+    int8 = QuantSpec(float_sites=".*/key/.*", site_bits=((".*/value/.*", 9),), backend="int8")
     names = ("key", "value", "query")
     served = [int8.serves_int8(f"layer_0/attention/{name}/output") for name in names]
     assert served == [False, False, True]
@@ -49,7 +49,7 @@ def test_site_bits_quantize_what_is_otherwise_in_floating_point():
 @pytest.mark.parametrize("backend", ["simulated", "int8"])
 def test_a_site_left_out_is_the_identity(backend):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 7)), jnp.float32)
-    skipped = Site(QuantSpec(skip=".*", backend=backend))
+    skipped = Site(QuantSpec(float_sites=".*", backend=backend))
     out, updated = skipped.apply({}, x, mutable=[RANGES])
     assert out is x
     assert not updated
@@ -57,7 +57,7 @@ def test_a_site_left_out_is_the_identity(backend):
 
 @pytest.mark.parametrize("family", ["bert", "opt", "vit"])
 def test_a_model_with_every_site_left_out_is_the_float_one(family):
-    case, inputs = make_case(family, QuantSpec(head=True, skip=".*")), inputs_of(family)
+    case, inputs = make_case(family, QuantSpec(head=True, float_sites=".*")), inputs_of(family)
     assert not case.ranges
     floats = case.in_float(*inputs)
     np.testing.assert_array_equal(check_agreement(case, *inputs), floats)
@@ -66,7 +66,7 @@ def test_a_model_with_every_site_left_out_is_the_float_one(family):
 
 def test_a_layer_left_out_has_no_ranges():
     model, params = small_model("vit", num_layers=2)
-    case = make_case("vit", QuantSpec(skip="layer_1/.*"), params=params, num_layers=2)
+    case = make_case("vit", QuantSpec(float_sites="layer_1/.*"), params=params, num_layers=2)
     assert "layer_1" not in case.ranges
     assert {x.dtype for x in jax.tree.leaves(case.codes["layer_1"])} == {jnp.dtype("float32")}
     images = inputs_of("vit")

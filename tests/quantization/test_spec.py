@@ -4,7 +4,7 @@ import pytest
 
 from quantizable_flax import QuantSpec, UserError, build_model
 from quantizable_flax.models.build import with_quant
-from quantizable_flax.quantization.spec import parse_bits, parse_setup
+from quantizable_flax.quantization.spec import parse_bits, parse_coverage
 from tests.small import small_config
 
 
@@ -53,7 +53,7 @@ def test_unreadable_bit_widths_are_named(name):
     ],
 )
 def test_setups_are_read(name, head, layer_norm, final):
-    spec = QuantSpec(**parse_setup(name))
+    spec = QuantSpec(**parse_coverage(name))
     found = (spec.head, spec.layer_norm_bits, spec.final_layer_norm_bits)
     assert found == (head, layer_norm, final)
 
@@ -72,7 +72,7 @@ def test_setups_are_read(name, head, layer_norm, final):
 )
 def test_unreadable_setups_are_named(name, sentence):
     with pytest.raises(UserError, match=sentence):
-        parse_setup(name)
+        parse_coverage(name)
 
 
 @pytest.mark.parametrize(

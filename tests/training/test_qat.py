@@ -65,7 +65,11 @@ def folder(tmp_path_factory):
 
 
 def trained_config(folder, mode: str, **changes):
-    start = {"init_from": str(folder / "float"), "quant__train": True, "quant__bits": "w4a4"}
+    start = {
+        "init_from": str(folder / "float"),
+        "quant__train": True,
+        "quant__train_setting": "w4a4",
+    }
     return tiny_config(folder, "vit", **{**SHORT, **start, **MODES[mode], **changes})
 
 
@@ -150,8 +154,8 @@ def test_neither_kind_of_run_continues_as_the_other(folder, run, mode):
         train(ordinary, str(run))
     with pytest.raises(UserError, match=r"quant.train=false, not true"):
         train(trained_config(folder, mode), str(folder / "float"))
-    with pytest.raises(UserError, match=r'quant.bits="w4a4", not "w8a8"'):
-        train(trained_config(folder, mode, quant__bits="w8a8"), str(run))
+    with pytest.raises(UserError, match=r'quant.train_setting="w4a4", not "w8a8"'):
+        train(trained_config(folder, mode, quant__train_setting="w8a8"), str(run))
 
 
 def test_ordinary_checkpoint_has_no_ranges(folder):
@@ -203,7 +207,7 @@ def test_gates_are_added_to_a_finished_model(folder, tmp_path):
         ({"quant__train_ranges": "runing"}, "did you mean 'running'"),
         ({"quant__activation_estimator": "mse"}, "needs quant.activation_estimator=minmax"),
         ({"quant__range_learning_rate": 0.1}, "is of quant.train_ranges=learned"),
-        ({"quant__bits": "8"}, "must read like w8a8"),
+        ({"quant__train_setting": "8"}, "must read like w8a8"),
         ({"quant__calibration_batches": 10000}, "quant.calibration_batches"),
     ],
 )

@@ -38,7 +38,7 @@ def bert_state(tmp_path, mode: str, devices=None, **changes):
 
 
 def test_accumulation_moves_ranges_with_every_micro_batch(tmp_path):
-    model, state, step, batch, mesh = bert_state(tmp_path, "running", train__accumulate=2)
+    model, state, step, batch, mesh = bert_state(tmp_path, "running", train__grad_accum_steps=2)
     params, ranges = jax.device_get((state.params, state.ranges))
     batch = put_batch(batch, mesh)
     state, metrics = step(state, batch)

@@ -44,7 +44,7 @@ def losses(config, steps: int = 5, devices=None) -> tuple[list[float], dict]:
 
 def test_accumulation_weighs_every_token_alike(tmp_path):
     whole, whole_params = losses(tiny_config(tmp_path, **NO_DROPOUT))
-    split, split_params = losses(tiny_config(tmp_path, train__accumulate=4, **NO_DROPOUT))
+    split, split_params = losses(tiny_config(tmp_path, train__grad_accum_steps=4, **NO_DROPOUT))
     # Only the order of float32 sums differs; Adam's division amplifies it in the parameters.
     np.testing.assert_allclose(split, whole, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(whole_params), jax.tree.leaves(split_params), strict=True):
