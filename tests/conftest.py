@@ -12,6 +12,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     os.environ["XDG_CACHE_HOME"] = _cache.name
+    # The cache of datasets lies there as well, unless HF_HOME says otherwise.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.pop("HF_HOME", None)
     # What is broadcast or promoted is meant to be; the command lines that tests start see it too.
     os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
     os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"

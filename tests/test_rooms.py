@@ -30,6 +30,7 @@ DOORS = {
     "aqt": {"quantization/aqt_backend.py"},
     "tokenizers": {"data/text/subword.py"},
     "tensorflow_datasets": {"data/tfds_source.py"},
+    "datasets": {"data/hub_library.py"},
     "matplotlib": {"evaluation/report.py"},
 }
 

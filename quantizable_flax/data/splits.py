@@ -1,4 +1,4 @@
-"""Which examples are set aside for validation where the data do not say it."""
+"""Which examples are for validation: a split of that name, or a share where there is none."""
 
 import hashlib
 
@@ -6,6 +6,8 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.errors import UserError
 
+# In the order in which one of them is taken for validation.
+VALIDATION_SPLITS = ("validation", "val", "valid", "test")
 _HASHED_CHARS = 1 << 20
 
 

@@ -115,7 +115,7 @@ def test_files_and_tfds_together(tfds_config, tmp_path):
         ("tfds:lm1b*nan,tfds:c4/en*1", "a weight above 0"),
         ("tfds:lm1b*half", r"write for example tfds:lm1b\*0\.5"),
         ("tfds:lm1b*1/0", "a weight above 0"),
-        ("tfds:lm1b,", "among auto, embedded, files, tfds:NAME, found ''"),
+        ("tfds:lm1b,", r"files, tfds:NAME, hf:NAME\[,CONFIG\], found ''"),
         ("tdfs:lm1b", "found 'tdfs:lm1b'"),
         ("tfds:lm2b", r"build it, .*: tfds build lm2b --data_dir"),
         ("files,tfds:lm1b", "expected data.files for data.source='files', found it empty"),

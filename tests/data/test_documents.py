@@ -10,6 +10,7 @@ import re
 import pytest
 
 from quantizable_flax.data.text import files as text_files
+from quantizable_flax.data.text import json_lines
 from quantizable_flax.data.text.documents import iter_documents
 from quantizable_flax.data.text.embedded import MIN_DOCSTRING_CHARS, _docstrings, embedded_documents
 from quantizable_flax.errors import UserError
@@ -97,7 +98,7 @@ def test_a_line_without_end_is_streamed_between_its_words(tmp_path, make_config,
 
 
 def test_a_json_line_beyond_the_limit_is_refused(tmp_path, make_config, monkeypatch):
-    monkeypatch.setattr(text_files, "MAX_JSON_CHARS", 1000)
+    monkeypatch.setattr(json_lines, "MAX_JSON_CHARS", 1000)
     for name, length in (("short.jsonl", 900), ("long.jsonl", 1000)):
         write(tmp_path / name, ["first", "x" * length])
     config = make_config(files=str(tmp_path / "short.jsonl"), validation_fraction=0)

@@ -10,14 +10,13 @@ from quantizable_flax.data.images.containers import open_container
 from quantizable_flax.data.images.entries import Container, Entry
 from quantizable_flax.data.images.layout import (
     TRAIN_SPLITS,
-    VALIDATION_SPLITS,
     Classes,
     ImageFile,
     read_layout,
 )
 from quantizable_flax.data.images.pool import Pool
 from quantizable_flax.data.paths import matched
-from quantizable_flax.data.splits import position
+from quantizable_flax.data.splits import VALIDATION_SPLITS, position
 from quantizable_flax.errors import UserError
 
 

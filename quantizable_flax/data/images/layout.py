@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from quantizable_flax.data.images.entries import Container, Entry
 from quantizable_flax.data.images.pool import normalised
+from quantizable_flax.data.splits import VALIDATION_SPLITS
 from quantizable_flax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -21,8 +22,6 @@ _UNREAD = (
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw"),
 )
 TRAIN_SPLITS = ("train",)
-# In the order in which one of them is taken for validation.
-VALIDATION_SPLITS = ("validation", "val", "valid", "test")
 SPLITS = TRAIN_SPLITS + VALIDATION_SPLITS
 _NO_SPLIT = ""
 

@@ -5,15 +5,18 @@ from typing import Protocol
 
 from ml_collections import ConfigDict
 
+from quantizable_flax.data.hub_library import HUB
 from quantizable_flax.data.images.digits import open_digits
 from quantizable_flax.data.images.files import FileDataset, expand
+from quantizable_flax.data.images.hub import hub_dataset
 from quantizable_flax.data.images.pool import Pool
-from quantizable_flax.data.images.tfds import TfdsDataset
+from quantizable_flax.data.images.tfds import tfds_dataset
 from quantizable_flax.data.paths import check_disjoint
 from quantizable_flax.errors import UserError, nearest
 
 _NAMES = ("auto", "embedded", "folder")
 _TFDS = "tfds:"
+_DATASETS: dict[str, Callable] = {_TFDS: tfds_dataset, HUB: hub_dataset}
 
 
 class Dataset(Protocol):
@@ -46,19 +49,19 @@ def opener(config: ConfigDict) -> Callable[[], Dataset]:
     name = str(data.source)
     if name == "auto":
         name = "folder" if data.files else "embedded"
-    is_tfds = name.startswith(_TFDS) and len(name) > len(_TFDS)
-    if name not in _NAMES and not is_tfds:
+    prefix = next((p for p in _DATASETS if name.startswith(p) and len(name) > len(p)), None)
+    if name not in _NAMES and prefix is None:
         raise UserError(
-            f"expected data.source among {', '.join(_NAMES)} and {_TFDS}NAME, found {name!r}"
-            f"{nearest(name, (*_NAMES, _TFDS))}; choose one of them"
+            f"expected data.source among {', '.join(_NAMES)}, {_TFDS}NAME and {HUB}NAME[,CONFIG], "
+            f"found {name!r}{nearest(name, (*_NAMES, *_DATASETS))}; choose one of them"
         )
     if name != "folder" and data.files:
         raise UserError(
             f"expected data.files to be empty for data.source={name!r}, found {data.files!r}; "
             "leave one of them out"
         )
-    if is_tfds:
-        return lambda: TfdsDataset(name[len(_TFDS) :], data, config.model.num_classes)
+    if prefix is not None:
+        return lambda: _DATASETS[prefix](name[len(prefix) :], data, config.model.num_classes)
     if name == "embedded":
         return _DigitDataset
     return lambda: _open_files(data)

@@ -3,14 +3,16 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from quantizable_flax.data.hub_library import HUB
 from quantizable_flax.data.paths import check_disjoint
-from quantizable_flax.data.splits import position, validation_fraction
+from quantizable_flax.data.splits import VALIDATION_SPLITS, position, validation_fraction
 from quantizable_flax.data.task import SPLITS
+from quantizable_flax.data.text import hub as hub_text
 from quantizable_flax.data.text import tfds as tfds_text
 from quantizable_flax.data.text.corpora import EMBEDDED, FILES, TFDS, corpora
 from quantizable_flax.data.text.embedded import embedded_description, embedded_documents
@@ -49,9 +51,11 @@ def _sources(data_cfg: ConfigDict, split: str) -> list[tuple[_Source, ConfigDict
     if split == "validation" and data_cfg.validation_files:
         # Validation files serve whatever the training text is.
         return [(_SOURCES[FILES], data_cfg)]
-    return [
-        (_SOURCES[TFDS if part.name.startswith(TFDS) else part.name], part.config) for part in parts
-    ]
+    return [(_SOURCES[_kind(part.name)], part.config) for part in parts]
+
+
+def _kind(name: str) -> str:
+    return next((prefix for prefix in (TFDS, HUB) if name.startswith(prefix)), name)
 
 
 def _embedded(data_cfg: ConfigDict, split: str) -> Iterator[str]:
@@ -123,33 +127,57 @@ def _share(documents: Iterable[str], data_cfg: ConfigDict, split: str) -> Iterat
 
 
 def _tfds(data_cfg: ConfigDict, split: str) -> Iterator[str]:
-    name = data_cfg.source.removeprefix(TFDS)
-    own = _own_split(data_cfg, split)
+    name, own = _tfds_split(data_cfg, split)
     documents = tfds_text.documents(name, own or "train", data_cfg.tfds_dir, data_cfg.text_key)
     return documents if own else _share(documents, data_cfg, split)
 
 
 def _describe_tfds(data_cfg: ConfigDict, split: str) -> dict:
+    name, own = _tfds_split(data_cfg, split)
+    described = tfds_text.describe(name, own or "train", data_cfg.tfds_dir, data_cfg.text_key)
+    return {**described, **_part(data_cfg, split, own)}
+
+
+def _tfds_split(data_cfg: ConfigDict, split: str) -> tuple[str, str | None]:
     name = data_cfg.source.removeprefix(TFDS)
-    own = _own_split(data_cfg, split)
-    return {
-        **tfds_text.describe(name, own or "train", data_cfg.tfds_dir, data_cfg.text_key),
-        "part": split,
-        "fraction": None if own else validation_fraction(data_cfg),
-    }
-
-
-def _own_split(data_cfg: ConfigDict, split: str) -> str | None:
-    """Returns the dataset's split that serves as `split`, None where "train" is shared."""
     if data_cfg.validation_files:
-        return "train"
-    names = tfds_text.split_names(data_cfg.source.removeprefix(TFDS), data_cfg.tfds_dir)
-    held_out = next((name for name in ("validation", "test") if name in names), None)
-    return held_out if split == "validation" or held_out is None else "train"
+        return name, "train"
+    names = tfds_text.split_names(name, data_cfg.tfds_dir)
+    return name, _own_split(names, split, ("validation", "test"))
+
+
+def _hub(data_cfg: ConfigDict, split: str) -> Iterator[str]:
+    name, own = _hub_split(data_cfg, split)
+    documents = hub_text.documents(name, own or "train", data_cfg.text_key)
+    return documents if own else _share(documents, data_cfg, split)
+
+
+def _describe_hub(data_cfg: ConfigDict, split: str) -> dict:
+    name, own = _hub_split(data_cfg, split)
+    described = hub_text.describe(name, own or "train", data_cfg.text_key)
+    return {**described, **_part(data_cfg, split, own)}
+
+
+def _hub_split(data_cfg: ConfigDict, split: str) -> tuple[str, str | None]:
+    name = data_cfg.source.removeprefix(HUB)
+    if data_cfg.validation_files:
+        return name, "train"
+    return name, _own_split(hub_text.split_names(name), split, VALIDATION_SPLITS)
+
+
+def _own_split(names: Sequence[str], split: str, held_out: Sequence[str]) -> str | None:
+    """Returns the dataset's split that serves as `split`, None where "train" is shared."""
+    found = next((name for name in held_out if name in names), None)
+    return found if split == "validation" or found is None else "train"
+
+
+def _part(data_cfg: ConfigDict, split: str, own: str | None) -> dict:
+    return {"part": split, "fraction": None if own else validation_fraction(data_cfg)}
 
 
 _SOURCES = {
     EMBEDDED: _Source(_embedded, _describe_embedded),
     FILES: _Source(_files, _describe_files),
     TFDS: _Source(_tfds, _describe_tfds),
+    HUB: _Source(_hub, _describe_hub),
 }

@@ -1,36 +1,34 @@
-"""Documents of local text: `.txt`, `.jsonl` or `.json`, plain or compressed."""
+"""Documents of local files: `.txt`, `.jsonl` or `.json`, plain or compressed, and `.parquet`."""
 
 import bz2
 import contextlib
 import functools
 import glob
 import gzip
-import json
 import logging
 import lzma
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from quantizable_flax.data.paths import matched
+from quantizable_flax.data.text.hub import parquet_documents
+from quantizable_flax.data.text.json_lines import json_lines
 from quantizable_flax.data.text.pieces import word_end
 from quantizable_flax.errors import UserError, nearest
 
 # A text without blank lines, or without lines, must not end up in memory whole.
 MAX_DOCUMENT_CHARS = 1 << 20
-# JSON is parsed a line at a time, which takes about twice the memory of the line.
-MAX_JSON_CHARS = 1 << 28
 _OPENERS: dict[str, Callable] = {
     "": open,
     ".gz": gzip.open,
     ".xz": lzma.open,
     ".bz2": bz2.open,
 }
+_PARQUET = ".parquet"
 _CORRUPT = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _log = logging.getLogger(__name__)
 
 
@@ -72,9 +70,9 @@ def read_documents(paths: list[Path], text_key: str) -> Iterator[str]:
     """Yields the documents of each file in turn, streamed.
 
     A `.txt` holds documents separated by blank lines; a `.jsonl` or `.json` holds one JSON object
-    a line, whose `text_key` is the document. Files without documents are passed over with a
-    warning. Raises UserError, with the file named, for whatever cannot be read, and where no file
-    has a document.
+    a line, whose `text_key` is the document, as is that column of every row of a `.parquet`. Files
+    without documents are passed over with a warning. Raises UserError, with the file named, for
+    whatever cannot be read, and where no file has a document.
     """
     empty = []
     for path in paths:
@@ -104,27 +102,32 @@ def _warn_empty(first: str, count: int, total: int) -> None:
 
 
 def _documents(path: Path, text_key: str) -> Iterator[str]:
-    opener, reader = _reader(path)
+    read = _reader(path)
     with _explained(path):
-        if not path.stat().st_size:  # Not every format of compression can be empty.
-            return
-        # utf-8-sig also reads plain UTF-8; it drops the byte-order mark of some editors.
-        with opener(path, "rt", encoding="utf-8-sig") as stream:
-            yield from reader(stream, path, text_key)
+        if path.stat().st_size:  # Not every format of compression can be empty.
+            yield from read(path, text_key)
 
 
-def _reader(path: Path) -> tuple[Callable, Callable[[TextIO, Path, str], Iterator[str]]]:
+def _reader(path: Path) -> Callable[[Path, str], Iterator[str]]:
     stem, suffix = os.path.splitext(path.name.lower())
+    if suffix == _PARQUET:  # compressed within
+        return parquet_documents
     compression = suffix if suffix in _OPENERS else ""
     if compression:
         suffix = os.path.splitext(stem)[1]
     if suffix not in _READERS:
         raise UserError(
-            f"expected a file that ends in one of {', '.join(_READERS)}, as it is or with one of "
-            f"{', '.join(filter(None, _OPENERS))} behind, found {path}; convert or rename it"
-            f"{nearest(suffix, _READERS) if suffix else ''}"
+            f"expected a file that ends in {_PARQUET} or in one of {', '.join(_READERS)}, as it is "
+            f"or with one of {', '.join(filter(None, _OPENERS))} behind, found {path}; convert or "
+            f"rename it{nearest(suffix, (*_READERS, _PARQUET)) if suffix else ''}"
         )
-    return _OPENERS[compression], _READERS[suffix]
+    return functools.partial(_lines, _OPENERS[compression], _READERS[suffix])
+
+
+def _lines(opener: Callable, reader: Callable, path: Path, text_key: str) -> Iterator[str]:
+    # utf-8-sig also reads plain UTF-8; it drops the byte-order mark of some editors.
+    with opener(path, "rt", encoding="utf-8-sig") as stream:
+        yield from reader(stream, path, text_key)
 
 
 def _paragraphs(stream: TextIO, path: Path, text_key: str) -> Iterator[str]:
@@ -152,57 +155,6 @@ def _bounded_lines(stream: TextIO) -> Iterator[str]:
         yield line[:end]
     if rest:
         yield rest
-
-
-def _json_lines(stream: TextIO, path: Path, text_key: str) -> Iterator[str]:
-    number = 0
-    while line := stream.readline(MAX_JSON_CHARS + 1):
-        number += 1
-        if line.isspace():
-            continue
-        text = _text_of(line, path, number, text_key).strip()
-        del line  # Long ones are not kept while the document is used.
-        if text:
-            # JSON escapes can spell lone surrogates, which no tokenizer takes.
-            yield _SURROGATES.sub("?", text) if _SURROGATES.search(text) else text
-
-
-def _text_of(line: str, path: Path, number: int, text_key: str) -> str:
-    where = f"{path}, line {number}"
-    if len(line) > MAX_JSON_CHARS:
-        raise UserError(
-            f"expected at most {MAX_JSON_CHARS} characters in {where}, found more; "
-            "cut the document into several"
-        )
-    if number == 1 and line.lstrip().startswith("["):
-        raise UserError(
-            f"expected one JSON object a line in {where}, found an array; "
-            "write each of its objects on a line of its own"
-        )
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", None) or str(error)
-        raise UserError(
-            f"expected one JSON object a line in {where}, found invalid JSON ({reason}); "
-            "correct the line, or write the object on one"
-        ) from None
-    if not isinstance(record, dict):
-        raise UserError(
-            f"expected a JSON object in {where}, found {type(record).__name__}; correct the line"
-        )
-    if text_key not in record:
-        keys = ", ".join(sorted(record)) or "none"
-        raise UserError(
-            f"expected the key {text_key!r} in {where}, found the keys {keys}; "
-            "set data.text_key to the one that holds the text"
-        )
-    if not isinstance(record[text_key], str):
-        raise UserError(
-            f"expected text under the key {text_key!r} in {where}, "
-            f"found {type(record[text_key]).__name__}; set data.text_key to a key with text"
-        )
-    return record[text_key]
 
 
 @contextlib.contextmanager
@@ -234,7 +186,7 @@ def _corrupt(path: Path, error: Exception) -> UserError:
 
 _READERS: dict[str, Callable[[TextIO, Path, str], Iterator[str]]] = {
     ".txt": _paragraphs,
-    ".jsonl": _json_lines,
-    ".json": _json_lines,
-    ".ndjson": _json_lines,
+    ".jsonl": json_lines,
+    ".json": json_lines,
+    ".ndjson": json_lines,
 }

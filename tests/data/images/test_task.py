@@ -158,7 +158,8 @@ def test_a_corrupt_file_is_named_when_it_is_decoded(tmp_path):
 def test_settings_of_the_source_are_checked_early(tmp_path):
     for options, pattern in (
         ({"source": "foldr"}, r"data.source among .*'foldr' \(did you mean 'folder'\?\)"),
-        ({"source": "tfds:"}, "data.source among .*tfds:NAME, found 'tfds:'"),
+        ({"source": "tfds:"}, "data.source among .*tfds:NAME .* found 'tfds:'"),
+        ({"source": "hf:"}, r"data.source among .*hf:NAME\[,CONFIG\], found 'hf:'"),
         ({"source": "embedded", "files": "x"}, "data.files to be empty .*'embedded', found 'x'"),
         ({"source": "tfds:mnist", "files": "x"}, "data.files to be empty .*'tfds:mnist'"),
         ({"validation_fraction": 1.0}, "data.validation_fraction in"),
