@@ -32,6 +32,7 @@ DOORS = {
     "tensorflow_datasets": {"data/tfds_source.py"},
     "datasets": {"data/hub_library.py"},
     "matplotlib": {"evaluation/report.py"},
+    "orbax": {"checkpoint/store.py"},
 }
 
 
