@@ -18,7 +18,7 @@ from quantizable_flax.nn.partition import constrain
 from quantizable_flax.nn.softmax import VANILLA, SoftmaxFn
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.spec import QuantSpec
-from quantizable_flax.quantization.tensor import Tensor, values
+from quantizable_flax.quantization.tensor import Tensor, beside, values
 
 # What a layer keeps for its backward pass.
 REMAT = {
@@ -199,7 +199,7 @@ class ResidualScale(nn.Module):
         """[..., D] -> [..., D]."""
         if not self.has_variable("params", "scale"):
             return x
-        return x * self.get_variable("params", "scale").astype(x.dtype)
+        return x * beside(self.get_variable("params", "scale").astype(x.dtype), x)
 
 
 def residual(config: TransformerConfig, block: str, x: Tensor, y: Tensor, *, train: bool) -> Tensor:
