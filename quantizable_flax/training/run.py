@@ -1,7 +1,5 @@
 """What surrounds the steps of a run: writers, progress, validation, checkpoints."""
 
-import functools
-import itertools
 import math
 import time
 from collections.abc import Callable
@@ -16,18 +14,13 @@ from quantizable_flax.checkpoint import same_data, store
 from quantizable_flax.checkpoint.lock import Lock
 from quantizable_flax.checkpoint.lock_file import FILE
 from quantizable_flax.checkpoint.state import TrainState
-from quantizable_flax.data.pipeline import eval_batches
 from quantizable_flax.data.task import Task
 from quantizable_flax.errors import UserError
-from quantizable_flax.evaluation.outliers import outlier_sites, telemetry
-from quantizable_flax.evaluation.step import evaluate, make_eval_step
-from quantizable_flax.nn.partition import on_mesh
-from quantizable_flax.quantization.sites import RANGES, STATS
 from quantizable_flax.runtime import hosts, workdir
-from quantizable_flax.runtime.mesh import batch_share, put_batch, replicated
 from quantizable_flax.runtime.profiling import Profile
 from quantizable_flax.runtime.progress import Progress, duration
 from quantizable_flax.runtime.throughput import Throughput
+from quantizable_flax.training.measures import Measures
 from quantizable_flax.training.metric_files import MetricWriter, Restart
 from quantizable_flax.training.optimizer import make_schedule
 from quantizable_flax.training.step import Batch, Metrics
@@ -44,36 +37,17 @@ class Run:
         self._lock = lock
         self.config, self._path, self._metric, self._task = config, path, model.metric, task
         self._schedule = make_schedule(config.optimizer, config.train.steps)
-        self._place, self._share = functools.partial(put_batch, mesh=mesh), batch_share(mesh)
         self.start = self._recorded = notes.info["step"] if notes is not None else 0
         self._throughput = Throughput(config, mesh, task.unit, self.start)
         self.input_clock = self._throughput.lost["input"]
         self._profile: Profile | None = None
         self._seconds_before = notes.info["train_seconds"] if notes is not None else 0.0
-        sites = outlier_sites(model, config.eval.outliers)
-
-        def stats(params, ranges, batch):
-            with on_mesh(mesh):
-                _, updated = model.apply(
-                    {"params": params, RANGES: ranges}, batch, method="loss", mutable=[STATS]
-                )
-            return telemetry(updated[STATS], sites)
-
-        self._telemetry_step = jax.jit(stats, out_shardings=replicated(mesh))
-        self._eval_step = make_eval_step(model, mesh=mesh)
-        self._validation: Any = None
+        self._measures = Measures(config, model, task, mesh)
 
     def begin(self, damaged: list[int]) -> None:
         """Touches the workdir: only now, when configuration and data have been checked."""
         if not self.start:
             workdir.check_ours(self._path)
-        if self.config.train.eval_every:
-            self._validation = eval_batches(
-                self._task,
-                batch_size=self.config.eval.batch_size,
-                workers=self.config.data.workers,
-                share=self._share,
-            )
         first = hosts.is_first()  # it alone writes, but for its part of a checkpoint
         try:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -161,23 +135,13 @@ class Run:
     def telemetry(self, step: int, state: TrainState, batch: dict[str, jax.Array]) -> None:
         """Logs the outlier statistics of the batch before the step that trains on it."""
         with self._throughput.lost["evaluation"]:
-            stats = jax.device_get(self._telemetry_step(state.params, state.ranges, batch))
-        self._writer.write(step, "telemetry", {k: v.tolist() for k, v in stats.items()})
+            stats = self._measures.telemetry(state, batch)
+        self._writer.write(step, "telemetry", stats)
 
     def validate(self, step: int, state: TrainState) -> None:
-        """Logs the metric on (the first `eval_batches` batches of) the validation split."""
-        limit = self.config.train.eval_batches
-        batches = itertools.islice(self._validation, limit or None)
-        with self._throughput.lost["evaluation"], jax.transfer_guard("allow"):
-            metrics = evaluate(
-                self._eval_step,
-                state.params,
-                batches,
-                state.ranges,
-                metric=self._metric,
-                label="validation",
-                place=self._place,
-            )
+        """Logs the metric on the validation split."""
+        with self._throughput.lost["evaluation"]:
+            metrics = self._measures.validation(state)
         values = {
             "loss": metrics.loss,
             "accuracy": metrics.accuracy,
