@@ -21,7 +21,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # The same programs (HLO), of which LLVM makes machine code in half the time; a test takes
     # longer to compile than to run. `XLA_FLAGS=... make test` wins, and what is measured, the demo
     # and README's commands do without.
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+    # Runs that tests train are split over two devices.
+    flags = ["--xla_backend_optimization_level=1", "--xla_force_host_platform_device_count=2"]
+    os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 import hypothesis
 
