@@ -10,12 +10,11 @@ import pytest
 import tensorflow_datasets as tfds
 
 from quantizable_flax.data.pipeline import train_iterator
-from quantizable_flax.data.text import packing
 from quantizable_flax.data.text.blocks import Blocks, Mixture
 from quantizable_flax.data.text.corpora import corpora
 from quantizable_flax.data.text.documents import iter_documents
 from quantizable_flax.data.text.packing import packed_tokens
-from quantizable_flax.data.text.tokenizer_build import build_tokenizer
+from quantizable_flax.data.text.tokenizer_build import build_tokenizer, training_documents
 from quantizable_flax.errors import UserError
 
 from .batches import take
@@ -137,24 +136,28 @@ def test_keys_that_hold_no_text(tfds_config):
     expect_error(tfds_config("tfds:blank"), "found none among 0")
 
 
-def test_the_cache_knows_datasets_apart(tfds_config, tokenizer, monkeypatch):
+def test_the_cache_knows_datasets_apart(tfds_config, tokenizer):
     sources = ["tfds:lm1b", "tfds:c4/en", "tfds:lm1b,tfds:c4/en", "tfds:c4/en,tfds:lm1b"]
     packed = [packed_tokens(tfds_config(name).data, tokenizer, "train") for name in sources]
     assert len({tokens_NxT.tobytes() for tokens_NxT in packed}) == 4
-    monkeypatch.setattr(packing, "iter_documents", None)
     for name, tokens_NxT in zip(sources, packed, strict=True):
         again_NxT = packed_tokens(tfds_config(name).data, tokenizer, "train")
         np.testing.assert_array_equal(again_NxT, tokens_NxT)
+        assert again_NxT.filename == tokens_NxT.filename
+    assert len({tokens_NxT.filename for tokens_NxT in packed}) == 4
 
 
-def test_a_tokenizer_is_trained_on_every_corpus(tfds_config, monkeypatch, tmp_path):
-    monkeypatch.setattr("quantizable_flax.data.text.tokenizer.MAX_TRAINING_CHARS", 2000)
+def test_a_tokenizer_is_trained_on_every_corpus(tfds_config, tmp_path):
     (tmp_path / "greek.txt").write_text("\n\n".join(["αβγδε ζηθ"] * 300))
     config = tfds_config("tfds:lm1b,files", "opt", files=str(tmp_path / "greek.txt"))
     trained = build_tokenizer(config.data, "byte_bpe")
     merged = [trained.decode([token]).strip() for token in range(260, trained.vocab_size)]
     assert any(len(piece) > 1 and piece.isascii() for piece in merged)
     assert "αβγδε" in merged
+    # Of text that is too long, each corpus has its half.
+    texts = list(training_documents(config.data, max_chars=2000))
+    greek = [text for text in texts if not text.isascii()]
+    assert sum(map(len, greek)) == sum(map(len, texts)) / 2 == 1000
 
 
 def test_a_mixture_holds_every_block_in_the_asked_shares():

@@ -2,17 +2,19 @@
 
 import bz2
 import gzip
+import io
 import json
 import logging
 import lzma
 import re
+from pathlib import Path
 
 import pytest
 
-from quantizable_flax.data.text import files as text_files
-from quantizable_flax.data.text import json_lines
 from quantizable_flax.data.text.documents import iter_documents
 from quantizable_flax.data.text.embedded import MIN_DOCSTRING_CHARS, _docstrings, embedded_documents
+from quantizable_flax.data.text.files import MAX_DOCUMENT_CHARS
+from quantizable_flax.data.text.json_lines import json_lines
 from quantizable_flax.errors import UserError
 
 OPENERS = {"": open, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -76,35 +78,36 @@ def test_separate_validation_files_are_not_split(tmp_path, make_config, document
     assert list(iter_documents(config.data, "validation")) == documents[150:]
 
 
-def test_text_without_blank_lines_is_streamed_in_pieces(tmp_path, make_config, monkeypatch):
-    monkeypatch.setattr(text_files, "MAX_DOCUMENT_CHARS", 100)
-    lines = [f"line number {number}" for number in range(50)]
+def test_text_without_blank_lines_is_streamed_in_pieces(tmp_path, make_config):
+    lines = [f"line number {number}" for number in range(200_000)]
     config = make_config(files=write(tmp_path / "a.txt", ["\n".join(lines)]), validation_fraction=0)
     pieces = list(iter_documents(config.data, "train"))
-    assert max(map(len, pieces)) < 130
+    assert len(pieces) > 2
+    assert max(map(len, pieces)) < MAX_DOCUMENT_CHARS + 30
     assert "\n".join(pieces).split("\n") == lines
 
 
-def test_a_line_without_end_is_streamed_between_its_words(tmp_path, make_config, monkeypatch):
-    monkeypatch.setattr(text_files, "MAX_DOCUMENT_CHARS", 100)
-    words = [f"word{number}" for number in range(300)]
-    text = " ".join(words) + "\n\nanother document\n\n" + "x" * 1000 + "\n"
+def test_a_line_without_end_is_streamed_between_its_words(tmp_path, make_config):
+    words = [f"word{number}" for number in range(300_000)]
+    endless = "x" * (10 * MAX_DOCUMENT_CHARS)
+    text = " ".join(words) + "\n\nanother document\n\n" + endless + "\n"
     config = make_config(files=write(tmp_path / "a.txt", [text]), validation_fraction=0)
     pieces = list(iter_documents(config.data, "train"))
-    assert max(map(len, pieces)) <= 300  # two reads, and what the first left over
+    assert max(map(len, pieces)) <= 3 * MAX_DOCUMENT_CHARS  # two reads, and the rest of one
     assert " ".join(pieces).split()[: len(words)] == words
     assert "another document" in pieces
-    assert "".join(pieces).endswith("x" * 1000)
+    assert "".join(pieces).endswith(endless)
 
 
-def test_a_json_line_beyond_the_limit_is_refused(tmp_path, make_config, monkeypatch):
-    monkeypatch.setattr(json_lines, "MAX_JSON_CHARS", 1000)
-    for name, length in (("short.jsonl", 900), ("long.jsonl", 1000)):
-        write(tmp_path / name, ["first", "x" * length])
-    config = make_config(files=str(tmp_path / "short.jsonl"), validation_fraction=0)
-    assert len(list(iter_documents(config.data, "train"))) == 2
-    config.data.files = str(tmp_path / "long.jsonl")
-    expect_error(config, r"at most 1000 characters in .*long\.jsonl, line 2, found more; cut")
+def test_a_json_line_beyond_the_limit_is_refused():
+    def read(length):
+        lines = [json.dumps({"text": text}) + "\n" for text in ("first", "x" * length)]
+        limit = len(json.dumps({"text": "x" * 900}) + "\n")
+        return list(json_lines(io.StringIO("".join(lines)), Path("a.jsonl"), "text", limit))
+
+    assert read(900) == ["first", "x" * 900]
+    with pytest.raises(UserError, match=r"at most \d+ characters in a\.jsonl, line 2, found more"):
+        read(901)
 
 
 @pytest.mark.parametrize("name", ["b.txt", "b.jsonl", *map("b.jsonl{}".format, OPENERS)])

@@ -1,22 +1,22 @@
 """Packing loses nothing, and its cache is never trusted too much."""
 
+import itertools
 import json
-import logging
 import lzma
 import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from quantizable_flax.data import cache
-from quantizable_flax.data.text import packing, pieces
 from quantizable_flax.data.text.documents import iter_documents
 from quantizable_flax.data.text.packing import packed_tokens
+from quantizable_flax.data.text.pieces import PIECE_CHARS, pieces
 from quantizable_flax.errors import UserError
 
 
@@ -27,6 +27,27 @@ def expected_stream(config, tokenizer, split):
     return [token for document in ids for token in (*before, *document, *after)]
 
 
+def write_other_text(path):
+    """As long and as old as the text that is there: whoever reads it finds other tokens."""
+    status = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+class Through:
+    """A tokenizer that does as another one does, and something before it."""
+
+    def __init__(self, tokenizer, before):
+        self._tokenizer, self._before = tokenizer, before
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def encode_batch(self, texts):
+        self._before()
+        return self._tokenizer.encode_batch(texts)
+
+
 def cache_files(config):
     return sorted(Path(config.data.cache_dir).glob("*"))
 
@@ -34,12 +55,9 @@ def cache_files(config):
 @pytest.mark.parametrize("seq_len", [2, 7, 16, 128])
 @pytest.mark.parametrize("split", ["train", "validation"])
 @pytest.mark.parametrize("batch_chars", [1, 300, 1 << 20])
-def test_nothing_is_lost_but_the_remainder(
-    text_config, tokenizer, monkeypatch, seq_len, split, batch_chars
-):
-    monkeypatch.setattr(packing, "_BATCH_CHARS", batch_chars)
+def test_nothing_is_lost_but_the_remainder(text_config, tokenizer, seq_len, split, batch_chars):
     config = text_config(seq_len=seq_len)
-    tokens_NxT = packed_tokens(config.data, tokenizer, split)
+    tokens_NxT = packed_tokens(config.data, tokenizer, split, batch_chars=batch_chars)
     stream = expected_stream(config, tokenizer, split)
     assert tokens_NxT.shape == (len(stream) // seq_len, seq_len)
     assert tokens_NxT.ravel().tolist() == stream[: tokens_NxT.size]
@@ -47,31 +65,39 @@ def test_nothing_is_lost_but_the_remainder(
 
 @pytest.mark.parametrize("family", ["bert", "opt"])
 def test_long_documents_have_the_tokens_that_they_have_whole(
-    make_config, tokenizer, byte_tokenizer, monkeypatch, tmp_path, family
+    make_config, tokenizer, byte_tokenizer, tmp_path, family
 ):
     kept = tokenizer if family == "bert" else byte_tokenizer
-    rng = np.random.default_rng(0)
-    spaces = [" ", "  ", "\n", " \n", "\t", "\n\n ", "\u00a0", "\r\n"]
-    words = ["the", "fox", "don't", "1999", "—", "...", "Straße", "e\u0301", "日本語", "🦊"]
-    parts = rng.choice(words, 4000), rng.choice(spaces, 4000)
-    long = "".join(word + space for word, space in zip(*parts, strict=True)).strip()
+    text = long_text(4000)
+    cut = list(pieces(text, 100))
+    assert max(map(len, cut)) <= 100
+    assert list(itertools.chain(*kept.encode_batch(cut))) == kept.encode_batch([text])[0]
+    long = long_text(120_000)
+    assert len(list(pieces(long))) > 2
     lines = [json.dumps({"text": text}) for text in ("a short one", long, "the last")]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     files = str(tmp_path / "a.jsonl")
     config = make_config(family, files=files, validation_fraction=0.0, seq_len=7)
-    monkeypatch.setattr(pieces, "PIECE_CHARS", 100)
-    assert max(map(len, pieces.pieces(long))) <= 100
     tokens_NxT = packed_tokens(config.data, kept, "train")
     stream = expected_stream(config, kept, "train")
     assert tokens_NxT.ravel().tolist() == stream[: tokens_NxT.size]
 
 
-def test_a_long_word_is_cut_and_nothing_of_it_lost(monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_CHARS", 100)
+def long_text(count):
+    """So many words of several kinds with white space of several kinds between them."""
+    rng = np.random.default_rng(0)
+    spaces = [" ", "  ", "\n", " \n", "\t", "\n\n ", "\u00a0", "\r\n"]
+    words = ["the", "fox", "don't", "1999", "—", "...", "Straße", "e\u0301", "日本語", "🦊"]
+    parts = rng.choice(words, count), rng.choice(spaces, count)
+    return "".join(word + space for word, space in zip(*parts, strict=True)).strip()
+
+
+def test_a_long_word_is_cut_and_nothing_of_it_lost():
     for text in ("x" * 1000, " " * 1000, "x" + " " * 300 + "y" * 300, ""):
-        cut = list(pieces.pieces(text))
+        cut = list(pieces(text, 100))
         assert "".join(cut) == text
         assert max(map(len, cut)) <= 100
+    assert list(map(len, pieces("x" * (PIECE_CHARS + 1)))) == [PIECE_CHARS, 1]
 
 
 def test_the_memory_of_a_long_line_is_a_few_times_its_size(tmp_path, tokenizer):
@@ -128,12 +154,10 @@ def test_the_array_is_mapped_and_read_only(text_config, tokenizer):
         tokens_NxT[0, 0] = 1
 
 
-def test_the_second_call_reads_no_text(text_config, tokenizer, monkeypatch, caplog):
+def test_the_second_call_reads_no_text(text_config, tokenizer):
     config = text_config()
-    with caplog.at_level(logging.INFO):
-        first = packed_tokens(config.data, tokenizer, "train")
-    assert f"{len(first)} blocks of 16" in caplog.text
-    monkeypatch.setattr(packing, "iter_documents", None)
+    first = packed_tokens(config.data, tokenizer, "train")
+    write_other_text(Path(config.data.files))
     np.testing.assert_array_equal(packed_tokens(config.data, tokenizer, "train"), first)
 
 
@@ -172,8 +196,8 @@ def test_a_damaged_cache_is_built_again(text_config, tokenizer, damage, caplog):
     }
     path.write_bytes(replacement[damage])
     np.testing.assert_array_equal(packed_tokens(config.data, tokenizer, "train"), first)
-    assert "is damaged" in caplog.text
-    assert len(cache_files(config)) == 1
+    assert str(path) in caplog.messages[-1]
+    assert cache_files(config) == [path]
 
 
 def test_a_file_is_read_whole_when_its_time_is_not_its_own(text_config, tokenizer, caplog):
@@ -187,51 +211,44 @@ def test_a_file_is_read_whole_when_its_time_is_not_its_own(text_config, tokenize
     os.utime(path, ns=(stamp, stamp))
     # Nothing tells of a change: its last bytes are taken as they are, not read at every start.
     assert (packed_tokens(config.data, tokenizer, "train") != first).sum() == 1
-    assert "is damaged" not in caplog.text
+    assert not caplog.messages
     os.utime(path)
     np.testing.assert_array_equal(packed_tokens(config.data, tokenizer, "train"), first)
-    assert "its checksum differs" in caplog.text
+    assert str(path) in caplog.messages[-1]
+    assert "checksum" in caplog.messages[-1]
 
 
-def test_a_copy_of_the_file_is_as_good(text_config, tokenizer, monkeypatch):
+def test_a_copy_of_the_file_is_as_good(text_config, tokenizer):
     config = text_config()
     first = np.array(packed_tokens(config.data, tokenizer, "train"))
     (path,) = cache_files(config)
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content)
-    monkeypatch.setattr(packing, "iter_documents", None)
+    write_other_text(Path(config.data.files))
     np.testing.assert_array_equal(packed_tokens(config.data, tokenizer, "train"), first)
 
 
-def test_of_builds_at_the_same_time_one_reads_the_text(
-    text_config, tokenizer, documents, monkeypatch, caplog
-):
+def test_of_builds_at_the_same_time_one_reads_the_text(text_config, tokenizer, caplog):
     config = text_config()
-    reads, begun, waiting = [], threading.Event(), threading.Event()
+    reads, begun = [], threading.Event()
 
-    def slow(data_cfg, split):
-        reads.append(split)
+    def wait_for_the_others():
+        reads.append(threading.get_ident())
         begun.set()
-        waiting.wait(30)
-        yield from documents
+        deadline = time.monotonic() + 30
+        while len(caplog.messages) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
 
-    class Listener(logging.Handler):
-        def emit(self, record):
-            if f"waiting for process {os.getpid()} on" in record.getMessage():
-                waiting.set()
-
-    monkeypatch.setattr(packing, "iter_documents", slow)
-    listener = Listener()
-    cache._log.addHandler(listener)
+    slow = Through(tokenizer, wait_for_the_others)
     with ThreadPoolExecutor(3) as pool:
-        builds = [pool.submit(packed_tokens, config.data, tokenizer, "train")]
+        builds = [pool.submit(packed_tokens, config.data, slow, "train")]
         begun.wait(30)
-        builds += [pool.submit(packed_tokens, config.data, tokenizer, "train") for _ in range(2)]
+        builds += [pool.submit(packed_tokens, config.data, slow, "train") for _ in range(2)]
         found = [build.result() for build in builds]
-    cache._log.removeHandler(listener)
-    assert waiting.is_set()
-    assert reads == ["train"]
+    assert len(caplog.messages) == 2  # both say for whom they wait
+    assert all(f" {os.getpid()} " in message for message in caplog.messages)
+    assert len(reads) == 1
     for tokens_NxT in found:
         np.testing.assert_array_equal(tokens_NxT, found[0])
     assert len(cache_files(config)) == 1
@@ -246,18 +263,19 @@ def test_the_lock_of_a_build_that_was_killed_is_not_in_the_way(text_config, toke
     assert cache_files(config) == [path]
 
 
-def test_an_interrupted_build_leaves_nothing(text_config, tokenizer, monkeypatch):
-    config = text_config()
+def test_an_interrupted_build_leaves_nothing(text_config, tokenizer):
+    config, batches = text_config(), []
 
-    def interrupted(data_cfg, split):
-        yield "the quick brown fox " * 20
-        raise KeyboardInterrupt
+    def interrupt_the_second():
+        batches.append(cache_files(config))
+        if len(batches) == 2:
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(packing, "_BATCH_CHARS", 1)
-        patch.setattr(packing, "iter_documents", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            packed_tokens(config.data, tokenizer, "train")
+    interrupted = Through(tokenizer, interrupt_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        packed_tokens(config.data, interrupted, "train", batch_chars=500)
+    assert len(batches) == 2
+    assert batches[1]  # something was being written
     assert cache_files(config) == []
     assert len(packed_tokens(config.data, tokenizer, "train"))
 
@@ -266,7 +284,8 @@ def test_an_unwritable_cache_falls_back_to_memory(text_config, tokenizer, tmp_pa
     (tmp_path / "file").write_text("in the way")
     config = text_config(cache_dir=str(tmp_path / "file" / "below"))
     in_memory = packed_tokens(config.data, tokenizer, "train")
-    assert "kept in memory only" in caplog.text
+    assert f"{tmp_path / 'file' / 'below'} " in caplog.messages[-1]
+    assert "data.cache_dir" in caplog.messages[-1]
     on_disk = packed_tokens(text_config().data, tokenizer, "train")
     np.testing.assert_array_equal(in_memory, on_disk)
     assert not in_memory.flags.writeable

@@ -13,17 +13,24 @@ MAX_JSON_CHARS = 1 << 28
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-def json_lines(stream: TextIO, path: Path, text_key: str) -> Iterator[str]:
+def json_lines(
+    stream: TextIO, path: Path, text_key: str, max_chars: int = MAX_JSON_CHARS
+) -> Iterator[str]:
     """Yields the text under `text_key` of every line of a stream that is not blank.
 
-    `path` is for the messages. Raises UserError, with the line named, for one that is too long, no
-    object or without text.
+    `path` is for the messages. Raises UserError, with the line named, for one of more than
+    `max_chars` characters, with its end, and for one that is no object or without text.
     """
     number = 0
-    while line := stream.readline(MAX_JSON_CHARS + 1):
+    while line := stream.readline(max_chars + 1):
         number += 1
         if line.isspace():
             continue
+        if len(line) > max_chars:
+            raise UserError(
+                f"expected at most {max_chars} characters in {path}, line {number}, found more; "
+                "cut the document into several"
+            )
         text = _text_of(line, path, number, text_key).strip()
         del line  # Long ones are not kept while the document is used.
         if text:
@@ -33,11 +40,6 @@ def json_lines(stream: TextIO, path: Path, text_key: str) -> Iterator[str]:
 
 def _text_of(line: str, path: Path, number: int, text_key: str) -> str:
     where = f"{path}, line {number}"
-    if len(line) > MAX_JSON_CHARS:
-        raise UserError(
-            f"expected at most {MAX_JSON_CHARS} characters in {where}, found more; "
-            "cut the document into several"
-        )
     if number == 1 and line.lstrip().startswith("["):
         raise UserError(
             f"expected one JSON object a line in {where}, found an array; "

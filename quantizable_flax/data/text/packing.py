@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,7 +24,7 @@ from quantizable_flax.errors import UserError
 
 FORMAT_VERSION = 1
 _HEADER_BYTES = 512
-_BATCH_CHARS = 1 << 20
+BATCH_CHARS = 1 << 20
 _READ_BYTES = 1 << 24
 _log = logging.getLogger(__name__)
 
@@ -51,14 +51,17 @@ class _Header:
         return self.blocks * self.seq_len * np.dtype(self.dtype).itemsize
 
 
-def packed_tokens(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> np.ndarray:
+def packed_tokens(
+    data_cfg: ConfigDict, tokenizer: Tokenizer, split: str, *, batch_chars: int = BATCH_CHARS
+) -> np.ndarray:
     """Returns tokens_NxT of `split`: uint16 where the vocabulary fits, else int32; read-only.
 
     Every document is wrapped, as [CLS] ids [SEP] for BERT and </s> ids for OPT; the stream of all
     documents is cut every data.seq_len tokens, and only the last remainder is dropped. The array
     is mapped from a file in the cache folder, which one process builds while others wait, and
     whose checksum is verified where it may have changed; where the folder cannot be written, it is
-    built in memory. Raises UserError where the text does not fill one block.
+    built in memory. `batch_chars` of text are in memory at a time, and decide nothing else. Raises
+    UserError where the text does not fill one block.
     """
     seq_len = data_cfg.seq_len
     if not isinstance(seq_len, int) or seq_len < 2:
@@ -72,12 +75,14 @@ def packed_tokens(data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> np.
         return cached
     with one_at_a_time(path):
         cached = _load(path)  # another process may have built it
-        return _built(path, data_cfg, tokenizer, split) if cached is None else cached
+        if cached is not None:
+            return cached
+        return _built(path, lambda to: _build(to, data_cfg, tokenizer, split, batch_chars))
 
 
-def _built(path: Path, data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> np.ndarray:
+def _built(path: Path, build: Callable[[BinaryIO], _Header]) -> np.ndarray:
     def write(stream: BinaryIO) -> None:
-        header = _build(stream, data_cfg, tokenizer, split)
+        header = build(stream)
         stream.flush()
         with contextlib.suppress(OSError):  # then it is verified at every start
             os.utime(stream.fileno(), ns=(header.stamp, header.stamp))
@@ -91,7 +96,7 @@ def _built(path: Path, data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -
             error,
         )
         stream = io.BytesIO()
-        header = _build(stream, data_cfg, tokenizer, split)
+        header = build(stream)
         payload = stream.getbuffer().toreadonly()[_HEADER_BYTES:]
         return np.frombuffer(payload, header.dtype).reshape(header.shape)
     built = _load(path, verify=True)
@@ -148,7 +153,9 @@ def _load(path: Path, *, verify: bool = False) -> np.ndarray | None:
         return None
 
 
-def _build(stream: BinaryIO, data_cfg: ConfigDict, tokenizer: Tokenizer, split: str) -> _Header:
+def _build(
+    stream: BinaryIO, data_cfg: ConfigDict, tokenizer: Tokenizer, split: str, batch_chars: int
+) -> _Header:
     """Writes header and blocks to `stream` in one pass over the documents."""
     start = time.monotonic()
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4"
@@ -157,7 +164,7 @@ def _build(stream: BinaryIO, data_cfg: ConfigDict, tokenizer: Tokenizer, split: 
     rest = np.zeros(0, dtype)
     documents = iter_documents(data_cfg, split)
     with tqdm(desc=f"tokenizing {split}", unit=" documents", disable=None) as bar:
-        for batch in _batches(documents):
+        for batch in _batches(documents, batch_chars):
             tokens_S = np.concatenate([rest, *_tokens(batch, tokenizer, dtype)])
             whole = len(tokens_S) // header.seq_len * header.seq_len
             payload = tokens_S[:whole].tobytes()
@@ -198,7 +205,7 @@ class _Part(NamedTuple):
     last: bool
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[_Part]]:
+def _batches(documents: Iterable[str], batch_chars: int) -> Iterator[list[_Part]]:
     batch: list[_Part] = []
     length = 0
     for document in documents:
@@ -207,7 +214,7 @@ def _batches(documents: Iterable[str]) -> Iterator[list[_Part]]:
             start, end = end, end + len(text)
             batch.append(_Part(text, first=start == 0, last=end == len(document)))
             length += len(text)
-            if length >= _BATCH_CHARS:
+            if length >= batch_chars:
                 yield batch
                 batch, length = [], 0
     if batch:

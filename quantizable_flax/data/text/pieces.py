@@ -6,11 +6,11 @@ from collections.abc import Iterator
 PIECE_CHARS = 1 << 18
 
 
-def pieces(text: str) -> Iterator[str]:
-    """Yields a text in pieces of at most PIECE_CHARS characters, one after another."""
+def pieces(text: str, piece_chars: int = PIECE_CHARS) -> Iterator[str]:
+    """Yields a text in pieces of at most `piece_chars` characters, one after another."""
     start = 0
-    while len(text) - start > PIECE_CHARS:
-        end = start + word_end(text[start : start + PIECE_CHARS])
+    while len(text) - start > piece_chars:
+        end = start + word_end(text[start : start + piece_chars])
         yield text[start:end]
         start = end
     yield text[start:]

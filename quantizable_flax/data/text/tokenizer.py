@@ -153,12 +153,12 @@ def without_endless_words(text: str) -> str:
     return _ENDLESS.sub(" ", text) if _LONG.search(text) else text
 
 
-def capped(documents: Iterable[str], corpora: int = 1) -> Iterator[str]:
-    """Yields documents until one corpus of so many has had its share of MAX_TRAINING_CHARS.
+def capped(documents: Iterable[str], max_chars: int = MAX_TRAINING_CHARS) -> Iterator[str]:
+    """Yields the first `max_chars` characters of documents.
 
     Long ones come in pieces, for training counts words.
     """
-    left = MAX_TRAINING_CHARS // corpora
+    left = max_chars
     for text in documents:
         yield from pieces(text[:left])
         left -= len(text)

@@ -11,7 +11,13 @@ from quantizable_flax.data.cache import cache_dir, cache_key, one_at_a_time, wri
 from quantizable_flax.data.text import subword
 from quantizable_flax.data.text.corpora import corpora
 from quantizable_flax.data.text.documents import describe_documents, iter_documents
-from quantizable_flax.data.text.tokenizer import BYTE_BPE, WORDPIECE, Tokenizer, capped
+from quantizable_flax.data.text.tokenizer import (
+    BYTE_BPE,
+    MAX_TRAINING_CHARS,
+    WORDPIECE,
+    Tokenizer,
+    capped,
+)
 from quantizable_flax.errors import UserError
 
 _NAMES = {WORDPIECE: "a WordPiece", BYTE_BPE: "a byte-level BPE"}
@@ -118,7 +124,7 @@ def _key(data_cfg: ConfigDict, kind: str) -> str:
 
 
 def _train(data_cfg: ConfigDict, kind: str) -> Tokenizer:
-    options, documents = data_cfg.tokenizer, _training_documents(data_cfg)
+    options, documents = data_cfg.tokenizer, training_documents(data_cfg)
     if kind == BYTE_BPE:
         return Tokenizer.train_byte_bpe(documents, options.vocab_size)
     return Tokenizer.train_wordpiece(documents, options.vocab_size, _lowercase(options))
@@ -128,8 +134,8 @@ def _lowercase(options: ConfigDict) -> bool:
     return options.lowercase is not False
 
 
-def _training_documents(data_cfg: ConfigDict) -> Iterator[str]:
+def training_documents(data_cfg: ConfigDict, max_chars: int = MAX_TRAINING_CHARS) -> Iterator[str]:
     """Yields an equal share of every corpus, so that the first does not crowd out the others."""
     parts = corpora(data_cfg)
     for part in parts:
-        yield from capped(iter_documents(part.config, "train"), len(parts))
+        yield from capped(iter_documents(part.config, "train"), max_chars // len(parts))
