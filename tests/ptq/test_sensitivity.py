@@ -5,9 +5,9 @@ import pytest
 
 from quantizable_flax import QuantSpec, UserError
 from quantizable_flax.models.build import with_quant
-from quantizable_flax.ptq import sensitivity as module
 from quantizable_flax.ptq.calibrate import calibrate
-from quantizable_flax.ptq.sensitivity import make_switched_step, sensitivity
+from quantizable_flax.ptq.sensitivity import sensitivity
+from tests import compiled
 from tests.small import small_batch, small_model
 
 
@@ -37,18 +37,13 @@ def test_costs_are_those_of_a_model_with_one_site(family):
         assert abs(expected) > 1e-4
 
 
-def test_one_program_serves_all_sites(monkeypatch):
+def test_one_program_serves_all_sites():
     model, params = small_model("bert")
-    batch, steps = small_batch("bert"), []
-
-    def make(model, sites):
-        steps.append(make_switched_step(model, sites))
-        return steps[-1]
-
-    monkeypatch.setattr(module, "make_switched_step", make)
-    costs = sensitivity(with_quant(model, QuantSpec()), params, [batch], [batch])
+    batch = small_batch("bert")
+    with compiled.counted() as programs:
+        costs = sensitivity(with_quant(model, QuantSpec(3, 3)), params, [batch], [batch])
     assert len(costs) > 20
-    assert [step._cache_size() for step in steps] == [1]
+    assert len(programs) < 10
 
 
 def test_examples_that_only_fill_a_batch_do_not_count():

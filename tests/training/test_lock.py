@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import pytest
 from etils import epath
 
@@ -19,6 +18,7 @@ from quantizable_flax.checkpoint.lock_file import FILE, BucketFile, LocalFile
 from quantizable_flax.checkpoint.owner import Owner
 from quantizable_flax.errors import UserError
 from quantizable_flax.training.loop import train
+from tests import compiled
 from tests.tiny import flags, tiny_config
 from tests.training.hosts import Hosts
 
@@ -58,11 +58,11 @@ def no_longer_running() -> Owner:
     return dataclasses.replace(Owner.here(), started=1)
 
 
-def test_second_run_is_refused_until_the_first_one_is_dead(holder, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "jit", lambda *_, **__: pytest.fail("something was compiled"))
+def test_second_run_is_refused_until_the_first_one_is_dead(holder, tmp_path):
     who = rf"in use by process {holder.pid} on {os.uname().nodename} since \d{{4}}-"
-    with pytest.raises(UserError, match=who):
+    with compiled.counted() as programs, pytest.raises(UserError, match=who):
         train(tiny_config(tmp_path), str(tmp_path / "run"))
+    assert programs == []
     assert [file.name for file in (tmp_path / "run").iterdir()] == [FILE]
     holder.kill()
     holder.wait()

@@ -89,7 +89,8 @@ def test_full_disk_is_one_warning_and_no_line_is_lost(tmp_path, caplog):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
     assert [step for step, _ in scalars(tmp_path)] == [1, 2, 3]
     (warning,) = caplog.messages
-    assert "from step 1 on (No space left on device)" in warning
+    assert "step 1 " in warning
+    assert "No space left on device" in warning
 
 
 def test_close_says_what_was_lost(tmp_path, caplog):
@@ -97,7 +98,8 @@ def test_close_says_what_was_lost(tmp_path, caplog):
     writer = MetricWriter(epath.Path(tmp_path))
     writer.write(1, "train", {"loss": 0.5})
     writer.close()
-    assert caplog.messages[-1].startswith("1 lines of metrics could not be written")
+    assert "1 " in caplog.messages[-1]
+    assert str(tmp_path) in caplog.messages[-1]
 
 
 def scalars(workdir) -> list[tuple[int, str]]:

@@ -3,7 +3,6 @@
 import sys
 
 import fsspec
-import jax
 import pytest
 from etils import epath
 from etils.epath import backend
@@ -13,6 +12,7 @@ from quantizable_flax.checkpoint.load import load_run
 from quantizable_flax.errors import UserError
 from quantizable_flax.runtime.workdir import check_writable
 from quantizable_flax.training.loop import train
+from tests import compiled
 from tests.tiny import tiny_config
 
 
@@ -44,11 +44,11 @@ def bucket():
     filesystem.cache_clear()
 
 
-def test_bucket_without_permission(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "jit", lambda *_, **__: pytest.fail("something was compiled"))
+def test_bucket_without_permission(bucket, tmp_path):
     message = r"gs://bucket/folder/run cannot be written \(403: .* denied\.\): give this account"
-    with pytest.raises(UserError, match=message):
+    with compiled.counted() as programs, pytest.raises(UserError, match=message):
         train(tiny_config(tmp_path), str(bucket))
+    assert programs == []
 
 
 def test_a_file_in_the_way(tmp_path):

@@ -16,7 +16,7 @@ every operation grows stronger with it:
 The sign is random. Areas from outside the image are grey. With one channel, Color changes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -31,15 +31,23 @@ Operation = Callable[[Image.Image, float, np.random.Generator], Image.Image]
 
 
 def rand_augment(
-    image: Image.Image, layers: int, magnitude: float, std: float, rng: np.random.Generator
+    image: Image.Image,
+    layers: int,
+    magnitude: float,
+    std: float,
+    rng: np.random.Generator,
+    operations: Mapping[str, Operation] | None = None,
 ) -> Image.Image:
-    """Returns a uint8 image in mode "L" or "RGB" after `layers` random operations."""
-    operations = tuple(OPERATIONS.values())
-    for choice in rng.integers(len(operations), size=layers):
+    """Returns a uint8 image in mode "L" or "RGB" after `layers` random ones of OPERATIONS.
+
+    `operations` are others in their place.
+    """
+    known = tuple((OPERATIONS if operations is None else operations).values())
+    for choice in rng.integers(len(known), size=layers):
         if rng.random() < PROBABILITY:
             drawn = rng.normal(magnitude, std) if std else magnitude
             level = min(max(drawn, 0.0), MAX_MAGNITUDE) / MAX_MAGNITUDE
-            image = operations[choice](image, level, rng)
+            image = known[choice](image, level, rng)
     return image
 
 
