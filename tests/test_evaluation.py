@@ -20,6 +20,7 @@ from quantizable_flax.models.build import build_model, with_config
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.ptq.settings import parse_setting
 from quantizable_flax.training.loop import train
+from tests import compiled
 from tests.helpers import bert_config, golden, golden_names
 from tests.tiny import tiny_config
 
@@ -155,22 +156,13 @@ def test_calibration_seeds_see_different_batches(trained):
 )
 def test_a_setting_is_compiled_once_whatever_the_seeds(trained, setting, backend):
     """Calibration, SmoothQuant, the collection of codes and the evaluation."""
-    compiled: list[str] = []
-
-    def note(event: str, seconds: float, **_):
-        if event.endswith("backend_compile_duration"):
-            compiled.append(event)
-
     evaluator = evaluator_of(trained)
-    jax.monitoring.register_event_duration_secs_listener(note)
-    try:
+    with compiled.counted() as programs:
         evaluator.quantized(parse_setting(setting), 1, backend)
-        assert compiled
-        compiled.clear()
+        assert programs
+        programs.clear()
         evaluator.quantized(parse_setting(setting), 2, backend)
-        assert not compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(note)
+        assert not programs
 
 
 class Seeded:

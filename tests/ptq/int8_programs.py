@@ -12,7 +12,7 @@ Counts = dict[str, int]
 
 # A layer has q, k, v, scores, context, output and two of the FFN.
 PRODUCTS = {"bert": (8, 2), "opt": (8, 1), "opt projected": (8, 3), "vit": (8, 2)}
-LAYERS = 2
+LAYERS = 1
 SIZES = {"opt projected": {"pre_layer_norm": False, "embed_size": 16}}
 
 

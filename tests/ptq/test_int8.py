@@ -74,7 +74,7 @@ def test_weights_without_negative_values(per_channel):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_size(family):
-    case = make_case(family, HEAD, hidden_size=64)
+    case = make_case(family, HEAD)
     ratio = size_in_bytes(case.codes) / size_in_bytes(case.params)
     weights = sum(x.size for path, x in flat(case.params).items() if not path.endswith("bias"))
     floats = sum(x.size for x in jax.tree.leaves(case.params))

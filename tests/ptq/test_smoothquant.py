@@ -45,8 +45,13 @@ def built(name: str, attention=None, layers: int = 2):
 
 def logits(model, params, batch, ranges=None) -> np.ndarray:
     variables = {"params": params} if ranges is None else {"params": params, "ranges": ranges}
-    inputs = {key: x for key, x in batch.items() if key != "labels"}
-    return np.asarray(jax.jit(lambda v: model.apply(v, *inputs.values()))(variables))
+    inputs = [x for key, x in batch.items() if key != "labels"]
+    return np.asarray(_logits(model, variables, inputs))
+
+
+@functools.partial(jax.jit, static_argnums=0)  # equal models share their program
+def _logits(model, variables, inputs):
+    return model.apply(variables, *inputs)
 
 
 def flat(params) -> dict[str, np.ndarray]:
