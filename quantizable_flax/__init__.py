@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from quantizable_flax.checkpoint.load import load
     from quantizable_flax.config import default_config
     from quantizable_flax.errors import UserError
-    from quantizable_flax.interop import from_state_dict
+    from quantizable_flax.interop import from_state_dict, to_state_dict
     from quantizable_flax.models.build import build_model, with_quant
     from quantizable_flax.nn.attention import MultiHeadAttention
     from quantizable_flax.nn.drop_in import attention_fn
@@ -38,6 +38,7 @@ __all__ = [
     "make_softmax",
     "softmax",
     "to_int8",
+    "to_state_dict",
     "with_quant",
 ]
 
@@ -48,7 +49,7 @@ _MODULES = {
     "nn.softmax": ("SoftmaxConfig", "clipped_softmax", "make_softmax", "softmax"),
     "config": ("default_config",),
     "errors": ("UserError",),
-    "interop": ("from_state_dict",),
+    "interop": ("from_state_dict", "to_state_dict"),
     "checkpoint.load": ("load",),
     "models.build": ("build_model", "with_quant"),
     "ptq.int8": ("to_int8",),

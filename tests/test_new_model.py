@@ -1,4 +1,4 @@
-"""The family of docs/new_model.md trains, is evaluated, quantized, smoothed and run in integers."""
+"""The family of docs/new_model.md trains, is quantized, run in integers, and written elsewhere."""
 
 import re
 from pathlib import Path
@@ -58,3 +58,19 @@ def test_it_is_quantized_and_runs_in_integers(trained, name):
     np.testing.assert_allclose(found, simulated, atol=1e-4 * np.abs(simulated).max())
     exact = jax.jit(run.model.apply)({"params": run.params}, ids)
     assert 0 < np.abs(simulated - exact).max() < 0.3 * np.abs(exact).max()
+
+
+def test_its_weights_are_written_and_read_under_their_names(trained):
+    run, _ = trained
+    tensors = qf.to_state_dict(run.params, run.config)
+    assert tensors["encoder.layers.0.attn.alpha.1.2.weight"].shape == (1, 4)
+    np.testing.assert_array_equal(tensors["head.weight"], tensors["encoder.words.weight"])
+    kernel = run.params["layer_0"]["attention"]["output"]["kernel"]
+    np.testing.assert_array_equal(tensors["encoder.layers.0.attn.out.weight"], kernel.T)
+    older = {f"module.{name.replace('attn.out', 'attn.proj')}": w for name, w in tensors.items()}
+    for mapping in (tensors, older):
+        found = qf.from_state_dict(mapping, run.config)
+        jax.tree.map(np.testing.assert_array_equal, found, run.params)
+    del tensors["encoder.layers.0.fc1.bias"]
+    with pytest.raises(qf.UserError, match=r"no tensor 'encoder.layers.0.fc1.bias'"):
+        qf.from_state_dict(tensors, run.config)

@@ -1,17 +1,16 @@
-"""Weights of the original implementation and of Hugging Face as our parameters."""
+"""Weights of the original implementation, of Hugging Face and of timm as ours, and back."""
 
 from collections.abc import Mapping
+from typing import Any
 
+import flax.linen as nn
 import ml_collections
 import numpy as np
 
-from quantizable_flax.errors import check_choice
-from quantizable_flax.interop.bert import bert_params
-from quantizable_flax.interop.opt import opt_params
-from quantizable_flax.interop.torch_layout import Tree
-from quantizable_flax.interop.vit import vit_params
-
-READERS = {"bert": bert_params, "opt": opt_params, "vit": vit_params}
+from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.interop.engine import Tree, read, shapes_of, write
+from quantizable_flax.models.build import build_model
+from quantizable_flax.models.weights import WeightNames
 
 
 def from_state_dict(mapping: Mapping[str, np.ndarray], config: ml_collections.ConfigDict) -> Tree:
@@ -26,6 +25,40 @@ def from_state_dict(mapping: Mapping[str, np.ndarray], config: ml_collections.Co
       UserError: unknown model, a missing tensor or head, a wrong shape, a tensor without a place,
         or an untied head.
     """
-    name = config.model.name
-    check_choice("model.name", name, READERS)
-    return READERS[name](mapping, config)
+    model = build_model(config)
+    return read(mapping, _tables(model, config.model.name), shapes_of(model), model.config)
+
+
+def to_state_dict(
+    params: Mapping[str, Any], config: ml_collections.ConfigDict, *, source: str | None = None
+) -> dict[str, np.ndarray]:
+    """Returns tensors under their original names, float32, which `from_state_dict` reads back.
+
+    A tied head is there under both of its names, as one array.
+
+    Args:
+      params: of `build_model(config)`, neither smoothed nor as int8 codes.
+      config: as for `build_model`.
+      source: whose names. "transformers", and None, are those of BertForMaskedLM, OPTForCausalLM
+        and ViTForImageClassification in transformers, release 5; of ViT there are also
+        "transformers 4" and "timm".
+
+    Raises:
+      UserError: unknown model or source, params of another model, or a part of the model that the
+        source does not have.
+    """
+    model = build_model(config)
+    tables = {table.source: table for table in _tables(model, config.model.name)}
+    source = next(iter(tables)) if source is None else source
+    check_choice("source", source, tables)
+    return write(params, tables[source], shapes_of(model), model.config)
+
+
+def _tables(model: nn.Module, family: str) -> tuple[WeightNames, ...]:
+    tables = model.config.weight_names
+    if not tables:
+        raise UserError(
+            f"weights of model.name={family} have no names in other checkpoints: give its config "
+            "weight_names (docs/new_model.md)."
+        )
+    return tables

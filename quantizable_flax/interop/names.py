@@ -48,7 +48,7 @@ def find(names: Iterable[str], anchor: str, roots: tuple[str, ...]) -> Place | N
       names: plain ones.
       anchor: the tensor's name within the body.
       roots: what may precede it within the whole model, each ending in a dot but ""; the first
-        that fits counts.
+        that fits counts, without one the first of all.
 
     Raises:
       UserError: several such tensors, so several models.
@@ -65,4 +65,4 @@ def find(names: Iterable[str], anchor: str, roots: tuple[str, ...]) -> Place | N
     for root in roots:
         if f".{before}".endswith(f".{root}"):
             return Place(before.removesuffix(root), root)
-    return Place(before, "")
+    return Place(before, roots[0])

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from quantizable_flax.models.bert_names import NAMES
 from quantizable_flax.models.losses import Scores, chunked_scores, select_labelled, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.models.structure import POST_LN, OutlierSites, attention_fold
@@ -36,6 +37,7 @@ class BertConfig(TransformerConfig):
     """
 
     data: ClassVar[str] = "masked text"
+    weight_names = NAMES
 
     vocab_size: int = 30522
     max_position_embeddings: int = 512

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from quantizable_flax.models.losses import IGNORED, Scores, chunked_scores, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
+from quantizable_flax.models.opt_names import NAMES
 from quantizable_flax.models.structure import POST_LN, PRE_LN, Fold, OutlierSites
 from quantizable_flax.models.transformer import (
     TransformerConfig,
@@ -45,6 +46,7 @@ class OptConfig(TransformerConfig):
     """
 
     data: ClassVar[str] = "causal text"
+    weight_names = NAMES
     causal: ClassVar[bool] = True
 
     layer_norm_eps: float = 1e-5

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.models.structure import Fold, OutlierSites
+from quantizable_flax.models.weights import WeightNames
 from quantizable_flax.nn.attention import MultiHeadAttention
 from quantizable_flax.nn.gate import GateConfig
 from quantizable_flax.nn.layers import Dense, Dropout, Embed, LayerNorm
@@ -35,6 +36,7 @@ class TransformerConfig:
 
     Attributes:
       data: of the family, what it learns from: "masked text", "causal text" or "images".
+      weight_names: of the family, what its weights are called in other checkpoints, by source.
       causal: of the family, whether a token may see no later one.
       coverage: of the family, the published `quant.coverage`.
       hidden_size: width of the layers' input and output, a multiple of num_heads.
@@ -52,6 +54,7 @@ class TransformerConfig:
     """
 
     data: ClassVar[str]
+    weight_names: ClassVar[tuple[WeightNames, ...]] = ()
     causal: ClassVar[bool] = False
     coverage: ClassVar[str] = "fp32_head"
 

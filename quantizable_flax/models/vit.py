@@ -14,6 +14,7 @@ from quantizable_flax.models.metric import TOP1
 from quantizable_flax.models.mixing import mix
 from quantizable_flax.models.structure import PRE_LN, Fold, OutlierSites
 from quantizable_flax.models.transformer import TransformerConfig, gelu, residual, run_layers
+from quantizable_flax.models.vit_names import NAMES
 from quantizable_flax.nn.layers import Dropout, is_training, quantized_param
 from quantizable_flax.quantization.sites import Site, WeightSite
 from quantizable_flax.quantization.tensor import Tensor, beside, values
@@ -42,6 +43,7 @@ class VitConfig(TransformerConfig):
     """
 
     data: ClassVar[str] = "images"
+    weight_names = NAMES
     coverage: ClassVar[str] = "all"
 
     hidden_size: int = 384

@@ -2,14 +2,17 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from quantizable_flax import MultiHeadAttention, build_model
-from quantizable_flax.interop.attention import BERT_NAMES, OPT_NAMES, attention_params
-from quantizable_flax.interop.torch_layout import TensorReader
+from quantizable_flax.interop.engine import read
+from quantizable_flax.models.weights import Gate as GateName
+from quantizable_flax.models.weights import WeightNames
 from quantizable_flax.nn.gate import Gate
 from quantizable_flax.quantization.sites import Site
 from tests.helpers import (
@@ -25,7 +28,11 @@ from tests.helpers import (
 # float32 on both sides, sums of at most 48 terms in another order: measured 4e-7 for values, and
 # 1e-6 for gradients, which pass through two more such sums and the softmax's cancellation.
 FORWARD, BACKWARD = 1e-5, 1e-5
-NAMES = {"bert": BERT_NAMES, "opt": OPT_NAMES}
+SIDES = ("query", "key", "value")
+NAMES = {  # of the attention alone; that of BERT is the inner one, without its output projection
+    "bert": {side: side for side in SIDES},
+    "opt": {**{side: f"{side[0]}_proj" for side in SIDES}, "output": "out_proj"},
+}
 VARIANTS = [
     (name.removeprefix("attention_"), variant)
     for name in golden_names("attention_*")
@@ -57,10 +64,12 @@ class Variant:
 
     def ours(self, tensors):
         """Weights, or gradients, under the original's names as our tree."""
-        model = self.config.model
-        names = NAMES[self.family]
-        reader = TensorReader(tensors, f"{names['query']}.weight")
-        return attention_params(reader, "", model.hidden_size, model, names)
+        names = {**NAMES[self.family], "gate": GateName("alpha")}
+        table = WeightNames("original", anchor=f"{names['query']}.weight", names=names)
+        fresh = jax.eval_shape(self.module.init, jax.random.key(0), self.hidden)["params"]
+        flat = flatten_dict(nn.meta.unbox(fresh), sep="/")
+        shapes = {path: x.shape for path, x in flat.items()}
+        return read(tensors, (table,), shapes, build_model(self.config).config)
 
     def context(self, params, hidden):
         return self.module.apply({"params": params}, hidden, self.mask)

@@ -1,15 +1,12 @@
-"""Reading tensors in PyTorch's layout by name, with errors that name the tensor."""
+"""Taking tensors out of a mapping by name, with errors that name the tensor."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from quantizable_flax.errors import UserError, nearest
 from quantizable_flax.interop.names import Place, find, without_wrappers
-
-Tree = dict[str, Any]  # names to numpy arrays or to further trees
 
 
 class TensorReader:
@@ -104,19 +101,6 @@ class TensorReader:
         self._used.add(self._outer + name)
         return np.asarray(self._mapping[self.given(name)])
 
-    def linear(self, name: str, inputs: int, outputs: int, *, bias: bool = True) -> Tree:
-        """A torch Linear ([out, in], y = x W^T + b) as our kernel [in, out] and bias."""
-        layer = {"kernel": self.take(f"{name}.weight", (outputs, inputs)).T}
-        return layer | ({"bias": self.take(f"{name}.bias", (outputs,))} if bias else {})
-
-    def patches(self, name: str, size: int, channels: int, outputs: int) -> Tree:
-        """A torch Conv2d with stride = kernel size as a Dense on flattened patches."""
-        kernel = self.take(f"{name}.weight", (outputs, channels, size, size))
-        return {
-            "kernel": kernel.transpose(2, 3, 1, 0).reshape(-1, outputs),
-            "bias": self.take(f"{name}.bias", (outputs,)),
-        }
-
     def has(self, name: str) -> bool:
         """Whether there is a tensor of that name."""
         return self._outer + name in self._names
@@ -126,23 +110,9 @@ class TensorReader:
         start = f"{self._outer}{name}."
         return self.has(name) or any(known.startswith(start) for known in self._names)
 
-    def first(self, *names: str) -> str:
-        """The first of several names that the mapping holds, the first of all if none."""
-        return next(filter(self.holds, names), names[0])
-
-    def layer_norm(self, name: str, width: int) -> Tree:
-        """A torch LayerNorm as scale and bias; Google's first files say gamma and beta."""
-        old = self.has(f"{name}.gamma")
-        scale, bias = ("gamma", "beta") if old else ("weight", "bias")
-        return {
-            "scale": self.take(f"{name}.{scale}", (width,)),
-            "bias": self.take(f"{name}.{bias}", (width,)),
-        }
-
-    def embedding(self, name: str, rows: int, width: int, alias: str | None = None) -> Tree:
-        """A torch Embedding [rows, width], which may be stored as the weight of a tied head."""
-        name, shape = f"{name}.weight", (rows, width)
-        return {"embedding": self.tied(name, alias, shape) if alias else self.take(name, shape)}
+    def first(self, names: tuple[str, ...]) -> str:
+        """The first of several names that the mapping has, the first of all if none."""
+        return next(filter(self.has, names), names[0])
 
     def check_all_used(self) -> None:
         """Raises UserError if a tensor was neither taken nor ignored."""
