@@ -10,7 +10,6 @@ from quantizable_flax.ptq.sensitivity import sensitivity
 from tests import compiled
 from tests.small import small_batch, small_model
 
-
 COMPARED = {
     "bert": ("layer_0/attention/scores", "layer_0/ffn_in/weight", "layer_0/ffn_residual"),
     "opt": ("layer_0/ffn_in/weight",),
