@@ -1,4 +1,7 @@
-"""Bounded minimization of a function of one number, inside jit (R. P. Brent, 1973, chapter 5)."""
+"""Bounded minimization of a function of one number, inside jit (R. P. Brent, 1973, chapter 5).
+
+Why it is not SciPy's: docs/quantization.md, "The search for ranges".
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,7 @@
-"""Batches on their way to the devices while earlier steps run."""
+"""Batches on their way to the devices while earlier steps run.
+
+Why the queue is not Grain's: docs/readers.md, "Why positions are numbers of batches".
+"""
 
 from collections import deque
 from collections.abc import Iterator
