@@ -124,6 +124,8 @@ def test_the_wheel_and_its_extras_ask_for_what_the_requirements_name():
     (everything,) = extras["all"]
     names = everything.partition("[")[2].rstrip("]").split(",")
     assert {*project["dependencies"], *(x for name in names for x in extras[name])} == set(lines)
+    tools = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    assert set(extras["dev"]) == set(tools) - {"-r requirements.txt"}
 
 
 def test_console_scripts_are_functions():

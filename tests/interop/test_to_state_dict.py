@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import traverse_util
+from safetensors.numpy import load_file, save_file
 
 from quantizable_flax import UserError, build_model, default_config, from_state_dict, to_state_dict
 from quantizable_flax.interop.engine import shapes_of
@@ -45,6 +46,14 @@ def assert_same(actual, expected):
 def test_names_and_shapes_are_those_of_transformers_5(family):
     config, weights = case(family)
     assert_same(to_state_dict(from_state_dict(weights, config), config), weights)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_of_safetensors_holds_them(family, tmp_path):
+    config = small_config(family, "linear")
+    params = drawn(config)
+    save_file(to_state_dict(params, config), tmp_path / "model.safetensors")
+    assert_same(from_state_dict(load_file(tmp_path / "model.safetensors"), config), params)
 
 
 @pytest.mark.parametrize("name", FILES)
