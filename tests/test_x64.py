@@ -73,7 +73,7 @@ def assert_float32(function, *arguments):
 def test_training_computes_in_float32(family, ranges):
     config, batch = config_to_train(family, ranges), a_batch(family)
     model = model_to_train(config)
-    optimizer, mesh = make_optimizer(config, 100), make_mesh(config.mesh)
+    optimizer, mesh = make_optimizer(config, 100), make_mesh(config.mesh, jax.devices()[:1])
     with jax.enable_x64(True):
         state = abstract_state(model, optimizer, batch, mesh, learned_ranges=learns_ranges(config))
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(state)} <= KNOWN
@@ -121,7 +121,7 @@ def trained(family: str, ranges: str | None = None) -> Any:
     """Metrics and parameters after two steps with dropout and mixing."""
     config = config_to_train(family, ranges)
     model, batch = model_to_train(config), a_batch(family)
-    optimizer, mesh = make_optimizer(config, 100), make_mesh(config.mesh)
+    optimizer, mesh = make_optimizer(config, 100), make_mesh(config.mesh, jax.devices()[:1])
     state = init_state(model, optimizer, batch, 0, mesh)
     step = make_train_step(model, optimizer, config, mesh, state)
     for _ in range(2):

@@ -1,6 +1,7 @@
 """Calibration and quantized inference of whole models against the original."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ from quantizable_flax.quantization.estimators import empty, update
 from quantizable_flax.quantization.ranges import squared_error
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.runtime.mesh import make_mesh
+from tests.compiled import ORDINARY
 from tests.helpers import batch_of, deviation, golden, golden_names
 from tests.quantization.golden_case import EVALUATION, Case, load
 
@@ -138,7 +140,7 @@ def site_inputs(case: Case, ranges, index: int) -> dict:
     return found
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=ORDINARY)
 def loss_shares(theirs, first, second):
     """Losses as shares of the original's: `mse_last` in the second batch, `mse` in both."""
 

@@ -12,6 +12,7 @@ from quantizable_flax.quantization.estimators import empty, update, update_mse, 
 from quantizable_flax.quantization.grid import make_grid
 from quantizable_flax.quantization.ranges import min_max, squared_error
 from quantizable_flax.quantization.tensor import fake_quantize
+from tests.compiled import ORDINARY
 from tests.helpers import golden
 
 FILE = golden("range_estimators")
@@ -34,7 +35,8 @@ TENSORS = {
 
 @functools.cache
 def updater(estimator: str, bits: int, symmetric: bool):
-    return jax.jit(functools.partial(update, estimator=estimator, bits=bits, symmetric=symmetric))
+    step = functools.partial(update, estimator=estimator, bits=bits, symmetric=symmetric)
+    return jax.jit(step, compiler_options=ORDINARY)
 
 
 def after(estimator: str, batches, bits: int = 8, symmetric: bool = False):

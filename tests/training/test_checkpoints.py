@@ -17,7 +17,8 @@ from tests.tiny import tiny_config
 
 
 @pytest.mark.parametrize(
-    ("keep_every", "expected"), [(0, [70, 60]), (20, [70, 60, 40, 20]), (30, [70, 60, 30])]
+    ("keep_every", "expected"),
+    [(0, [70, 60]), pytest.param(20, [70, 60, 40, 20], marks=pytest.mark.slow), (30, [70, 60, 30])],
 )
 def test_last_and_every_so_many_are_kept(tmp_path, keep_every, expected):
     config = tiny_config(
