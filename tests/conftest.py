@@ -4,6 +4,7 @@ import gc
 import importlib.metadata
 import os
 import tempfile
+from pathlib import Path
 
 # One cache for this process and the command lines that it starts: most tests compile the same
 # few programs. It must be in the environment before jax is imported. Workers of pytest-xdist find
@@ -29,6 +30,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 import hypothesis
+import jax
+import pytest
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile("repeatable")
@@ -36,3 +39,17 @@ hypothesis.settings.load_profile("repeatable")
 # Traced programs stay in JAX's caches: to look through millions of objects for garbage again and
 # again would take a good part of the time.
 gc.set_threshold(100_000, 50, 1000)
+
+
+STATM = Path("/proc/self/statm")
+MEMORY = 4e9  # bytes of a process between two files of tests, by much more than one file needs
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory():
+    """Forgets traced programs when they have become many."""
+    yield
+    pages = int(STATM.read_text().split()[1]) if STATM.exists() else 0  # of Linux alone
+    if pages * os.sysconf("SC_PAGE_SIZE") > MEMORY:
+        jax.clear_caches()
+        gc.collect()
