@@ -20,9 +20,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # What is broadcast or promoted is meant to be; the command lines that tests start see it too.
     os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
     os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
-    # The same programs (HLO), made into machine code by the quickest way: a test takes longer to
-    # compile than to run, and without LLVM's passes and the emitters of MLIR that takes less than
-    # half the time. `XLA_FLAGS=... make test` wins, and what is measured, the demo and README's
+    # Made into machine code by the quickest way: a test takes longer to compile than to run, and
+    # without LLVM's passes and the emitters of MLIR that takes half the time. Sums are taken in
+    # another order and fewer operations are fused: see tests/compiled.py for what depends on that.
+    # `XLA_FLAGS=... make test` wins, and `make soak`, what is measured, the demo and README's
     # commands do without. Runs that tests train are split over two devices.
     flags = ["--xla_backend_optimization_level=0", "--xla_force_host_platform_device_count=2"]
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have no such flag
