@@ -157,7 +157,8 @@ def data_keys(family: str) -> Keys:
         "source": Key(
             "auto",
             '"auto" (files if there are any, else embedded), "embedded", "files" (of images: '
-            '"folder"), "tfds:NAME", or corpora mixed as "tfds:A*0.7,files*0.3"',
+            '"folder"), "tfds:NAME", "hf:NAME[,CONFIG]", or corpora mixed as '
+            '"tfds:A*0.7,files*0.3"',
         ),
         "validation_fraction": Key(0.05, "share set aside where the data have no validation split"),
         "workers": Key(0, "processes that make batches, 0 for a thread"),
@@ -177,7 +178,7 @@ def _text(vocab_size: int, masked: bool) -> Keys:
     }
     return {
         "seq_len": Key(128, "tokens of an example"),
-        "text_key": Key("text", "the key of a JSON line, or feature of TFDS, that holds the text"),
+        "text_key": Key("text", "the key of a JSON line, feature or column that holds the text"),
         **(rate if masked else {}),
         "cache_dir": Key(None, "where packed tokens are kept, None for the user's cache", str),
         "tokenizer": {
