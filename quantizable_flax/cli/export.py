@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> None:
     override_run(run, overrides)
     if run.is_int8:
         raise UserError(f"{workdir} is an INT8 model already: export the run that it came from.")
+    check_spec(run.model, make_spec(run.config, setting))
     TARGETS[FLAGS.to](run, setting, folder, FLAGS.batch_size, FLAGS.calibration_seed)
 
 
@@ -68,18 +69,15 @@ def write_int8(
 
     Args:
       run: in floating point, with the configuration to calibrate by.
-      setting: bits and options.
+      setting: bits and options, which fit the model (`check_spec`).
       folder: a new or empty one.
       batch_size: of the program.
       seed: of the calibration batches.
 
     Raises:
-      UserError: a setting that does not fit the model or leaves no product of integers, or data
-        that cannot be read.
+      UserError: a setting that leaves no product of integers, or data that cannot be read.
     """
-    spec = make_spec(run.config, setting)
-    check_spec(run.model, spec)
-    _check_integers(setting, spec)
+    _check_integers(setting, make_spec(run.config, setting))
     evaluator = Evaluator(run, make_task(run.config, run.assets))
     model, params = evaluator.int8(setting, seed)
     integers, floats = count_products(model, params)

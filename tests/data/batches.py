@@ -4,6 +4,9 @@ import itertools
 
 import numpy as np
 
+from quantizable_flax.data.fingerprint import difference
+from quantizable_flax.data.pipeline import train_iterator
+
 
 def take(batches, count):
     """Returns the next `count` batches."""
@@ -26,3 +29,13 @@ def assert_same(left, right):
 def originals(batch):
     """Returns the tokens before masking."""
     return np.where(batch["labels"] == -100, batch["input_ids"], batch["labels"])
+
+
+def assert_continues(task, state, expected, again):
+    """Moved data are the same, and batches of 4 go on from a state with these, in every bit."""
+    assert difference(task.fingerprint, again.fingerprint, task.unit) is None
+    continued = train_iterator(again, batch_size=4, seed=3, workers=1)
+    continued.set_state(state)
+    for left, right in zip(expected, take(continued, len(expected)), strict=True):
+        assert_same(left, right)
+    continued.close()

@@ -12,13 +12,12 @@ import tensorflow_datasets as tfds
 from quantizable_flax.data.pipeline import train_iterator
 from quantizable_flax.data.text.blocks import Blocks, Mixture
 from quantizable_flax.data.text.corpora import corpora
-from quantizable_flax.data.text.documents import iter_documents
 from quantizable_flax.data.text.packing import packed_tokens
 from quantizable_flax.data.text.tokenizer_build import build_tokenizer, training_documents
-from quantizable_flax.errors import UserError
 
 from .batches import take
 from .conftest import random_documents
+from .texts import documents, expect_error
 from .tfds_builders import build
 
 WIKI = (
@@ -48,16 +47,6 @@ def tfds_config(make_config, tfds_dir):
         return make_config(family, source=source, tfds_dir=tfds_dir, **overrides)
 
     return make
-
-
-def documents(config, split="train"):
-    return list(iter_documents(config.data, split))
-
-
-def expect_error(config, pattern, split="train"):
-    with pytest.raises(UserError, match=pattern) as caught:
-        documents(config, split)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from quantizable_flax.data.text.files import MAX_DOCUMENT_CHARS
 from quantizable_flax.data.text.json_lines import json_lines
 from quantizable_flax.errors import UserError
 
+from .texts import expect_error
+
 OPENERS = {"": open, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
@@ -34,12 +36,6 @@ def all_documents(config):
     return [
         text for split in ("train", "validation") for text in iter_documents(config.data, split)
     ]
-
-
-def expect_error(config, pattern, split="train"):
-    with pytest.raises(UserError, match=pattern) as caught:
-        list(iter_documents(config.data, split))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("packed", [*OPENERS, ".GZ"])

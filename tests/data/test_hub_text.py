@@ -12,11 +12,10 @@ from quantizable_flax.data.fingerprint import difference
 from quantizable_flax.data.pipeline import train_iterator
 from quantizable_flax.data.text import packing
 from quantizable_flax.data.text.corpora import corpora
-from quantizable_flax.data.text.documents import iter_documents
-from quantizable_flax.errors import UserError
 
-from .batches import assert_same, take
+from .batches import assert_continues, assert_same, take
 from .conftest import random_documents
+from .texts import documents, expect_error
 
 TEXTS = random_documents(300, seed=4)
 
@@ -34,16 +33,6 @@ def save(path, **splits):
 def write_jsonl(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return str(path)
-
-
-def documents(config, split="train"):
-    return list(iter_documents(config.data, split))
-
-
-def expect_error(config, pattern, split="train"):
-    with pytest.raises(UserError, match=pattern) as caught:
-        documents(config, split)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
@@ -85,12 +74,7 @@ def test_a_run_continues_exactly_also_where_the_data_moved(
     else:
         moved = {"files": str(shutil.move(tmp_path / "a.parquet", tmp_path / "b.parquet"))}
     again = make_text_task(make_config(**moved))
-    assert difference(task.fingerprint, again.fingerprint, task.unit) is None
-    continued = train_iterator(again, batch_size=4, seed=3, workers=1)
-    continued.set_state(state)
-    for left, right in zip(expected, take(continued, 6), strict=True):
-        assert_same(left, right)
-    continued.close()
+    assert_continues(task, state, expected, again)
     other = make_text_task(make_config(source=save(tmp_path / "other", train=TEXTS[::-1])))
     assert difference(task.fingerprint, other.fingerprint, task.unit)
 

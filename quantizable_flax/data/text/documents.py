@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -126,43 +127,36 @@ def _share(documents: Iterable[str], data_cfg: ConfigDict, split: str) -> Iterat
     return share()
 
 
-def _tfds(data_cfg: ConfigDict, split: str) -> Iterator[str]:
-    name, own = _tfds_split(data_cfg, split)
-    documents = tfds_text.documents(name, own or "train", data_cfg.tfds_dir, data_cfg.text_key)
-    return documents if own else _share(documents, data_cfg, split)
+def _library(prefix: str, module: Any, held_out: Sequence[str], *keys: str) -> _Source:
+    """Returns the corpora of a library: a split of their own is for validation, else a share.
 
+    Args:
+      prefix: of data.source, before the name of a dataset.
+      module: with `documents`, `describe` and `split_names`.
+      held_out: splits of which the first that a dataset has is for validation.
+      keys: of config.data that these functions take behind the name and the split.
+    """
 
-def _describe_tfds(data_cfg: ConfigDict, split: str) -> dict:
-    name, own = _tfds_split(data_cfg, split)
-    described = tfds_text.describe(name, own or "train", data_cfg.tfds_dir, data_cfg.text_key)
-    return {**described, **_part(data_cfg, split, own)}
+    def chosen(data_cfg: ConfigDict, split: str) -> tuple[tuple, str | None]:
+        """What the functions take, and the dataset's own split, None where "train" is shared."""
+        name = data_cfg.source.removeprefix(prefix)
+        options = [data_cfg[key] for key in keys]
+        own: str | None = "train"
+        if not data_cfg.validation_files:
+            own = _own_split(module.split_names(name, *options), split, held_out)
+        return (name, own or "train", *options, data_cfg.text_key), own
 
+    def documents(data_cfg: ConfigDict, split: str) -> Iterator[str]:
+        arguments, own = chosen(data_cfg, split)
+        found = module.documents(*arguments)
+        return found if own else _share(found, data_cfg, split)
 
-def _tfds_split(data_cfg: ConfigDict, split: str) -> tuple[str, str | None]:
-    name = data_cfg.source.removeprefix(TFDS)
-    if data_cfg.validation_files:
-        return name, "train"
-    names = tfds_text.split_names(name, data_cfg.tfds_dir)
-    return name, _own_split(names, split, ("validation", "test"))
+    def description(data_cfg: ConfigDict, split: str) -> dict:
+        arguments, own = chosen(data_cfg, split)
+        fraction = None if own else validation_fraction(data_cfg)
+        return {**module.describe(*arguments), "part": split, "fraction": fraction}
 
-
-def _hub(data_cfg: ConfigDict, split: str) -> Iterator[str]:
-    name, own = _hub_split(data_cfg, split)
-    documents = hub_text.documents(name, own or "train", data_cfg.text_key)
-    return documents if own else _share(documents, data_cfg, split)
-
-
-def _describe_hub(data_cfg: ConfigDict, split: str) -> dict:
-    name, own = _hub_split(data_cfg, split)
-    described = hub_text.describe(name, own or "train", data_cfg.text_key)
-    return {**described, **_part(data_cfg, split, own)}
-
-
-def _hub_split(data_cfg: ConfigDict, split: str) -> tuple[str, str | None]:
-    name = data_cfg.source.removeprefix(HUB)
-    if data_cfg.validation_files:
-        return name, "train"
-    return name, _own_split(hub_text.split_names(name), split, VALIDATION_SPLITS)
+    return _Source(documents, description)
 
 
 def _own_split(names: Sequence[str], split: str, held_out: Sequence[str]) -> str | None:
@@ -171,13 +165,9 @@ def _own_split(names: Sequence[str], split: str, held_out: Sequence[str]) -> str
     return found if split == "validation" or found is None else "train"
 
 
-def _part(data_cfg: ConfigDict, split: str, own: str | None) -> dict:
-    return {"part": split, "fraction": None if own else validation_fraction(data_cfg)}
-
-
 _SOURCES = {
     EMBEDDED: _Source(_embedded, _describe_embedded),
     FILES: _Source(_files, _describe_files),
-    TFDS: _Source(_tfds, _describe_tfds),
-    HUB: _Source(_hub, _describe_hub),
+    TFDS: _library(TFDS, tfds_text, ("validation", "test"), "tfds_dir"),
+    HUB: _library(HUB, hub_text, VALIDATION_SPLITS),
 }

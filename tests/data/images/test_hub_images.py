@@ -11,7 +11,7 @@ import pytest
 from quantizable_flax.data.fingerprint import difference
 from quantizable_flax.data.images.task import ImageTask
 from quantizable_flax.data.pipeline import train_iterator
-from tests.data.batches import assert_same, take
+from tests.data.batches import assert_continues, take
 from tests.data.images.conftest import elements, expect_error, make_config, pngs, write_folder
 
 NAMES = ["cat", "dog"]
@@ -90,12 +90,7 @@ def test_a_run_continues_exactly_also_where_the_data_moved(make_task, tmp_path):
     moved = shutil.move(tmp_path / "data0", tmp_path / "moved")
     config = make_config(source=f"hf:{moved}", crop_scale=0.3, flip=True)
     again = ImageTask(config)
-    assert difference(task.fingerprint, again.fingerprint, task.unit) is None
-    continued = train_iterator(again, batch_size=4, seed=3, workers=1)
-    continued.set_state(state)
-    for left, right in zip(expected, take(continued, 10), strict=True):
-        assert_same(left, right)
-    continued.close()
+    assert_continues(task, state, expected, again)
     other = make_task({"train": rows(pngs(count=15, first=300))})
     assert difference(task.fingerprint, other.fingerprint, task.unit)
 
