@@ -15,7 +15,7 @@ from quantizable_flax.evaluation import tables
 from quantizable_flax.evaluation.step import Metrics, evaluate, make_eval_step
 from quantizable_flax.evaluation.study import Evaluator, result_row
 from quantizable_flax.interop import from_state_dict
-from quantizable_flax.models.bert import BertConfig
+from quantizable_flax.models.bert_config import BertConfig
 from quantizable_flax.models.build import build_model, with_config
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.ptq.settings import parse_setting

@@ -99,7 +99,7 @@ def test_generation_continues_the_prompt(runs):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--workdir=BERT", "--prompt=a"], ["causal model", "BertForMaskedLM"]),
+        (["--workdir=BERT", "--prompt=a"], ["causal model", "found Bert"]),
         (["--workdir=OPT"], ["--prompt is required"]),
         (["--workdir=OPT", "--prompt=a", "--max_new_tokens=99"], ["16 positions"]),
         (["--workdir=OPT", "--prompt=a", "--top_p=0"], ["top_p"]),

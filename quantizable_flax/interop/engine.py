@@ -52,7 +52,7 @@ def read(
       UserError: as `from_state_dict`.
     """
     plan = max((_plan(mapping, table, shapes, config) for table in tables), key=_count)
-    _check_head(plan)
+    _check_heads(plan, shapes)
     _check_refused(plan.table, shapes, config)
     _check_named(plan.pieces, shapes)
     blocks: dict[str, list[np.ndarray]] = {path: [] for path in shapes}
@@ -91,13 +91,14 @@ def _take(plan: Plan, piece: Piece) -> np.ndarray:
     return plan.reader.tied(name, alias, piece.shape)
 
 
-def _check_head(plan: Plan) -> None:
-    table, reader = plan.table, plan.reader
-    if table.head and reader.found and not reader.holds(table.head):
-        raise UserError(
-            f"the weights have no tensors {table.head}.*, the head: they are of an encoder alone "
-            f"or of another architecture, save {table.whole}."
-        )
+def _check_heads(plan: Plan, shapes: Mapping[str, Shape]) -> None:
+    for path, (head, whole) in plan.table.heads.items():
+        wanted = any(known.startswith(f"{path}/") for known in shapes)
+        if wanted and plan.reader.found and not plan.reader.holds(head):
+            raise UserError(
+                f"the weights have no tensors {head}.*, the head: they are of an encoder alone "
+                f"or of another architecture, save {whole}."
+            )
 
 
 def _check_refused(table: WeightNames, shapes: Mapping[str, Shape], config: Any) -> None:

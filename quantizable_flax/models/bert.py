@@ -1,66 +1,33 @@
-"""BERT for masked language modelling: post-LN, erf GELU, tied decoder (arXiv 1810.04805)."""
+"""BERT: post-LN, erf GELU; masked language modelling with a tied decoder (arXiv 1810.04805).
 
-import dataclasses
-from typing import ClassVar
+RoBERTa and DistilBERT are the same module by other configurations, see `bert_config.py`.
+"""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.models.bert_names import NAMES
-from quantizable_flax.models.losses import Scores, chunked_scores, select_labelled, token_scores
-from quantizable_flax.models.metric import PERPLEXITY
-from quantizable_flax.models.structure import POST_LN, OutlierSites, attention_fold
+from quantizable_flax.models.bert_config import BertConfig
+from quantizable_flax.models.features import Features, pooled
+from quantizable_flax.models.losses import (
+    Scores,
+    class_scores,
+    no_scores,
+    select_labelled,
+    smooth_targets,
+)
+from quantizable_flax.models.metric import FIDELITY, PERPLEXITY, TOP1, Metric
+from quantizable_flax.models.mlm_head import MlmHead
 from quantizable_flax.models.transformer import (
-    TransformerConfig,
     check_positions,
     gelu,
+    positions,
     residual,
     run_layers,
 )
-from quantizable_flax.nn.layers import Dropout, Embed, is_training, partitioned_param
+from quantizable_flax.nn.layers import Dropout, is_training
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.tensor import Tensor, beside, values
-
-
-@dataclasses.dataclass(frozen=True)
-class BertConfig(TransformerConfig):
-    """Sizes and switches; the defaults are BERT-base. Lengths in tokens.
-
-    Attributes:
-      vocab_size: rows of the word table, at least the tokenizer's tokens.
-      max_position_embeddings: rows of the position table, at least data.seq_len.
-      type_vocab_size: rows of the table of token types.
-      max_predictions: 0 computes the loss over all positions; n > 0 gathers the first n labelled
-        positions of each sequence before the decoder, so no sequence may have more than n labels.
-      pad_token_id: its embedding row gets no gradient from the lookup, None for no such row.
-    """
-
-    data: ClassVar[str] = "masked text"
-    weight_names = NAMES
-
-    vocab_size: int = 30522
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    pad_token_id: int | None = None
-    max_predictions: int = 0
-
-    # Feed-forward output, the LayerNorm after it, and (infinity norm only) that LayerNorm's input.
-    outlier_sites = OutlierSites(
-        inf_norm=r"layer_\d+/(ffn_out/output|ffn_layer_norm/output|ffn_residual)",
-        kurtosis=r"layer_\d+/(ffn_out/output|ffn_layer_norm/output)",
-    )
-    folds = (
-        attention_fold(
-            "embeddings/layer_norm", "layer_0", residual="layer_0/attention_residual_scale"
-        ),
-        *POST_LN,
-    )
-
-    def head_products(self, tokens: int) -> int:
-        """Transform and word table, at each position that is predicted."""
-        predictions = min(self.max_predictions or tokens, tokens)
-        return predictions * (self.hidden_size**2 + self.hidden_size * self.vocab_size)
 
 
 class BertEmbeddings(nn.Module):
@@ -72,24 +39,40 @@ class BertEmbeddings(nn.Module):
         """Declares the tables; `word` is shared with the decoder."""
         c = self.config
         self.word = c.tied_embed(c.vocab_size, ("vocab", "embed"), frozen_id=c.pad_token_id)
-        self.token_type = c.embed(c.type_vocab_size, (None, "embed"))
-        self.position = c.embed(c.max_position_embeddings, (None, "embed"))
-        self.word_type_sum = Site(c.quant)
+        if c.type_vocab_size:
+            self.token_type = c.embed(c.type_vocab_size, (None, "embed"))
+            self.word_type_sum = Site(c.quant)
+        self.position = c.embed(c.max_position_embeddings + c.position_offset, (None, "embed"))
         self.position_sum = Site(c.quant)
         self.layer_norm = c.layer_norm()
         self.dropout = Dropout(c.hidden_dropout)
 
     def __call__(
-        self, input_ids_BxT: jax.Array, token_type_ids_BxT: jax.Array | None, *, train: bool
+        self,
+        input_ids_BxT: jax.Array,
+        attention_mask_BxT: jax.Array | None,
+        token_type_ids_BxT: jax.Array | None,
+        *,
+        train: bool,
     ) -> Tensor:
         """Returns [B, T, D]."""
-        length = input_ids_BxT.shape[1]
-        check_positions(length, self.config.max_position_embeddings)
-        types: jax.Array | slice = slice(1) if token_type_ids_BxT is None else token_type_ids_BxT
-        word = self.word(input_ids_BxT)
-        x = self.word_type_sum(word + beside(self.token_type(types), word))
-        x = self.position_sum(values(x) + beside(self.position(slice(length)), x))
+        check_positions(input_ids_BxT.shape[1], self.config.max_position_embeddings)
+        x: Tensor = self.word(input_ids_BxT)
+        if self.config.type_vocab_size:
+            types: jax.Array | slice = slice(1)
+            if token_type_ids_BxT is not None:
+                types = token_type_ids_BxT
+            x = self.word_type_sum(values(x) + beside(self.token_type(types), x))
+        position = self.position(self._rows(input_ids_BxT.shape[1], attention_mask_BxT))
+        x = self.position_sum(values(x) + beside(position, x))
         return self.dropout(self.layer_norm(x), deterministic=not train)
+
+    def _rows(self, length: int, attention_mask_BxT: jax.Array | None) -> jax.Array | slice:
+        """Rows of the position table: those in order, or, as RoBERTa does, of visible tokens."""
+        offset = self.config.position_offset
+        if not offset or attention_mask_BxT is None:
+            return slice(offset, offset + length)
+        return positions(attention_mask_BxT) + offset
 
 
 class BertLayer(nn.Module):
@@ -113,59 +96,30 @@ class BertLayer(nn.Module):
         return c.layer_norm(name=f"{block}_layer_norm")(x)
 
 
-class MlmHead(nn.Module):
-    """Dense, GELU, LayerNorm before the tied decoder; in floating point in all that was published.
-
-    `quant.coverage=all` quantizes it like every other layer, which is an extension of ours.
-    """
-
-    config: BertConfig
-
-    def setup(self):
-        """Declares what stands before the decoder, and its bias."""
-        c, quant = self.config, self.config.head_quant
-        self.dense = c.dense(c.hidden_size, ("embed", "mlp"), activation=gelu, quant=quant)
-        self.layer_norm = c.layer_norm(quant=quant and quant.for_layer_norm())
-        self.bias = partitioned_param(
-            self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",)
-        )
-        self.logits = Site(quant)
-
-    def __call__(self, x: Tensor, word: Embed) -> jax.Array:
-        """[..., D] -> float32 logits [..., V]."""
-        logits = word.decoder()(self._transform(x))
-        return values(self.logits(logits + beside(self.bias, logits)))
-
-    def scores(self, x_BxTxD: Tensor, word: Embed, labels_BxT: jax.Array) -> Scores:
-        """Scores the labels, the logits of so many positions at a time as configured."""
-        c = self.config
-        if c.head_quant is not None:
-            return token_scores(self(x_BxTxD, word), labels_BxT)
-        attend, bias_1x1xV = word.decoder(), beside(self.bias, x_BxTxD)
-        return chunked_scores(
-            lambda x: attend(x) + bias_1x1xV,
-            values(self._transform(x_BxTxD)),
-            labels_BxT,
-            c.loss_chunk,
-        )
-
-    def _transform(self, x: Tensor) -> Tensor:
-        return self.layer_norm(self.dense(x if self.config.head_quant is not None else values(x)))
-
-
-class BertForMaskedLM(nn.Module):
+class Bert(nn.Module):
     """The whole model; `loss` is what training and evaluation call."""
 
     config: BertConfig
-    metric = PERPLEXITY
     has_final_layer_norm = False
+
+    @property
+    def metric(self) -> Metric:
+        """What it is judged by."""
+        return {"masked_lm": PERPLEXITY, "classifier": TOP1}.get(self.config.head, FIDELITY)
 
     def setup(self):
         """Declares embeddings, layers and head."""
         c = self.config
         self.embeddings = BertEmbeddings(c)
         self.layers = [BertLayer(c, name=f"layer_{i}") for i in range(c.num_layers)]
-        self.mlm_head = MlmHead(c)
+        if c.head == "masked_lm":
+            self.mlm_head = MlmHead(c)
+        if c.head in ("classifier", "pooler"):
+            pooler = {"activation": c.pooler_activation, "quant": c.head_quant}
+            self.pooler = c.dense(c.hidden_size, ("embed", "mlp"), **pooler)
+        if c.head == "classifier":
+            self.classifier_dropout = Dropout(c.hidden_dropout)
+            self.classifier = c.dense(c.num_classes, ("mlp", None), quant=c.head_quant)
 
     def encode(
         self,
@@ -185,11 +139,15 @@ class BertForMaskedLM(nn.Module):
         token_type_ids_BxT: jax.Array | None,
         train: bool,
     ) -> Tensor:
-        x = self.embeddings(input_ids_BxT, token_type_ids_BxT, train=train)
+        x = self.embeddings(input_ids_BxT, attention_mask_BxT, token_type_ids_BxT, train=train)
         mask = None
         if attention_mask_BxT is not None:
             mask = attention_mask_BxT.astype(bool)[:, None, None, :]
         return run_layers(self.config, self.layers, x, mask, train=train)
+
+    def _encode_batch(self, batch: dict[str, jax.Array], train: bool) -> Tensor:
+        mask, types = batch.get("attention_mask"), batch.get("token_type_ids")
+        return self._encode(batch["input_ids"], mask, types, train)
 
     def __call__(
         self,
@@ -200,7 +158,9 @@ class BertForMaskedLM(nn.Module):
         train: bool = False,
         deterministic: bool | None = None,
     ) -> jax.Array:
-        """Returns float32 logits [B, T, V].
+        """Returns float32 logits [B, T, V], [B, num_classes] of a classifier.
+
+        Of an encoder alone, the last hidden states [B, T, D].
 
         Args:
           input_ids_BxT: token ids; T at most `max_position_embeddings`.
@@ -211,28 +171,64 @@ class BertForMaskedLM(nn.Module):
         """
         train = is_training(train, deterministic)
         x = self._encode(input_ids_BxT, attention_mask_BxT, token_type_ids_BxT, train)
-        return self.mlm_head(x, self.embeddings.word)
+        if self.metric is FIDELITY:
+            return values(x).astype(jnp.float32)
+        return self.predict(x, train=train)
 
-    def loss(self, batch: dict[str, jax.Array], *, train: bool = False) -> Scores:
-        """Scores the labelled tokens.
+    def predict(self, x_BxTxD: Tensor, *, train: bool = False) -> jax.Array:
+        """Hidden states -> float32 logits: [B, T, V] of the tokens, or [B, num_classes]."""
+        if self.config.head == "masked_lm":
+            return self.mlm_head(x_BxTxD, self.embeddings.word)
+        pooled_BxD = self.classifier_dropout(self._pool(x_BxTxD), deterministic=not train)
+        return values(self.classifier(pooled_BxD)).astype(jnp.float32)
+
+    def _finish(self, x_BxTxD: Tensor) -> jax.Array:
+        """What stands behind the layers, of any head."""
+        if self.config.head == "pooler":
+            return self.pool(x_BxTxD)
+        return values(x_BxTxD) if self.config.head == "none" else self.predict(x_BxTxD)
+
+    def pool(self, x_BxTxD: Tensor) -> jax.Array:
+        """Hidden states -> the pooler's output [B, D], of a model that has one."""
+        return values(self._pool(x_BxTxD))
+
+    def _pool(self, x_BxTxD: Tensor) -> Tensor:
+        first_BxD = x_BxTxD[:, 0]
+        return self.pooler(values(first_BxD) if self.config.head_quant is None else first_BxD)
+
+    def features(self, batch: dict[str, jax.Array], *, train: bool = False) -> Features:
+        """Returns the last hidden states of a batch, and its sequences' embeddings.
 
         Args:
-          batch: `input_ids` and `labels` [B, T] (-100: no label), optionally `attention_mask`
-            and `token_type_ids`.
+          batch: as in `loss`; labels may lack.
           train: as in `__call__`.
         """
-        x_BxTxD = self._encode(
-            batch["input_ids"],
-            batch.get("attention_mask"),
-            batch.get("token_type_ids"),
-            train,
-        )
-        labels_BxT = batch["labels"]
-        if self.config.max_predictions:
-            x_BxTxD, labels_BxT = select_labelled(x_BxTxD, labels_BxT, self.config.max_predictions)
-        return self.mlm_head.scores(x_BxTxD, self.embeddings.word, labels_BxT)
+        hidden_BxTxD = values(self._encode_batch(batch, train))
+        visible_BxT = batch.get("attention_mask", jnp.ones_like(batch["input_ids"]))
+        return pooled(hidden_BxTxD, visible_BxT, self.config.pooling)
+
+    def loss(self, batch: dict[str, jax.Array], *, train: bool = False) -> Scores:
+        """Scores the labelled tokens, or the class of each sequence; an encoder alone, nothing.
+
+        Args:
+          batch: `input_ids` [B, T] and `labels`, [B, T] (-100: no label) or classes [B],
+            optionally `attention_mask` and `token_type_ids`.
+          train: as in `__call__`.
+        """
+        c, x_BxTxD = self.config, self._encode_batch(batch, train)
+        if self.metric is FIDELITY or "labels" not in batch:
+            self._finish(x_BxTxD)  # so that it is initialised and calibrated
+            return no_scores(x_BxTxD.shape[0])
+        labels = batch["labels"]
+        if c.head == "classifier":
+            targets_BxC = smooth_targets(labels, c.num_classes, 0.0)
+            return class_scores(self.predict(x_BxTxD, train=train), targets_BxC, labels)
+        if c.max_predictions:
+            x_BxTxD, labels = select_labelled(x_BxTxD, labels, c.max_predictions)
+        return self.mlm_head.scores(x_BxTxD, self.embeddings.word, labels)
 
     def example_batch(self) -> dict[str, jax.Array]:
         """The smallest batch that the model can be initialised with."""
         ids = jnp.zeros((1, 1), jnp.int32)
-        return {"input_ids": ids, "labels": ids}
+        classes = self.config.head == "classifier"
+        return {"input_ids": ids, "labels": jnp.zeros((1,), jnp.int32) if classes else ids}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from quantizable_flax.errors import UserError, check_choice
-from quantizable_flax.models import bert, opt, vit
+from quantizable_flax.models import bert, bert_config, opt, vit
 from quantizable_flax.nn.gate import GateConfig
 from quantizable_flax.nn.softmax import SoftmaxConfig, make_softmax
 from quantizable_flax.quantization.spec import QuantSpec
@@ -24,7 +24,9 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "bert": Family(bert.BertForMaskedLM, bert.BertConfig),
+    "bert": Family(bert.Bert, bert_config.BertConfig),
+    "roberta": Family(bert.Bert, bert_config.RobertaConfig),
+    "distilbert": Family(bert.Bert, bert_config.DistilBertConfig),
     "opt": Family(opt.OptForCausalLM, opt.OptConfig),
     "vit": Family(vit.VitForImageClassification, vit.VitConfig),
 }

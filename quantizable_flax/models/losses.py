@@ -26,6 +26,12 @@ class Scores(NamedTuple):
     correct: jax.Array
 
 
+def no_scores(batch_size: int) -> Scores:
+    """Of a model without a head, or of examples without labels."""
+    zero_B = jnp.zeros((batch_size,), jnp.float32)
+    return Scores(zero_B, zero_B, zero_B)
+
+
 def token_scores(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> Scores:
     """Cross-entropy of each sequence over its labelled tokens."""
     logits_BxTxV = logits_BxTxV.astype(jnp.float32)

@@ -46,4 +46,13 @@ TOP1 = Metric(
     cost=lambda quantized, floating: floating - quantized,
     cost_label="accuracy lost (points)",
 )
-METRICS = {metric.name: metric for metric in (PERPLEXITY, TOP1)}
+# Of models without a head, or on data without labels: `evaluation/fidelity.py` measures it.
+FIDELITY = Metric(
+    name="fidelity",
+    label="cosine",
+    larger_is_better=True,
+    value=lambda _, __: math.nan,
+    cost=lambda quantized, floating: floating - quantized,
+    cost_label="cosine lost",
+)
+METRICS = {metric.name: metric for metric in (PERPLEXITY, TOP1, FIDELITY)}

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from quantizable_flax.models.features import Features, pooled
 from quantizable_flax.models.losses import IGNORED, Scores, chunked_scores, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.models.opt_names import NAMES
@@ -238,6 +239,18 @@ class OptForCausalLM(nn.Module):
     def head(self, x: Tensor) -> jax.Array:
         """Hidden states before the head -> float32 logits [..., V]."""
         return values(self.logits(self.embeddings.word.decoder()(x)))
+
+    def predict(self, x_BxTxD: Tensor, *, train: bool = False) -> jax.Array:
+        """Hidden states before the head -> float32 logits [B, T, V]."""
+        del train
+        return self.head(x_BxTxD)
+
+    def features(self, batch: dict[str, jax.Array], *, train: bool = False) -> Features:
+        """Returns the hidden states before the head, and their mean over each sequence's tokens."""
+        mask_BxT = batch.get("attention_mask")
+        hidden_BxTxD = values(self._encode(batch["input_ids"], mask_BxT, train))
+        visible_BxT = jnp.ones_like(batch["input_ids"]) if mask_BxT is None else mask_BxT
+        return pooled(hidden_BxTxD, visible_BxT, "mean")
 
     def loss(self, batch: dict[str, jax.Array], *, train: bool = False) -> Scores:
         """Scores each token's prediction of the next one.

@@ -8,13 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.errors import UserError
-from quantizable_flax.models.losses import Scores, class_scores, smooth_targets
-from quantizable_flax.models.metric import TOP1
+from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.models.features import POOLINGS, Features, pooled
+from quantizable_flax.models.losses import Scores, class_scores, no_scores, smooth_targets
+from quantizable_flax.models.metric import FIDELITY, TOP1, Metric
 from quantizable_flax.models.mixing import mix
 from quantizable_flax.models.structure import PRE_LN, Fold, OutlierSites
 from quantizable_flax.models.transformer import TransformerConfig, gelu, residual, run_layers
-from quantizable_flax.models.vit_names import NAMES
+from quantizable_flax.models.vit_names import vit_names
+from quantizable_flax.models.weights import WeightNames
 from quantizable_flax.nn.layers import Dropout, is_training, quantized_param
 from quantizable_flax.quantization.sites import Site, WeightSite
 from quantizable_flax.quantization.tensor import Tensor, beside, values
@@ -30,7 +32,8 @@ class VitConfig(TransformerConfig):
       image_size: height and width, a multiple of patch_size.
       patch_size: height and width of a patch.
       channels: of the images, 1 or 3.
-      num_classes: of the head, at least those of the data.
+      num_classes: of the head, at least those of the data; 0 for no head.
+      pooling: what is an image's embedding: "cls", the first hidden state, or the "mean" of all.
       patch_layer_norm: a LayerNorm behind the patch embedding (arXiv 2306.12929, appendix B).
       num_registers: learned tokens beside the class token, without position (arXiv 2309.16588).
       pixel_mean: of each channel, subtracted from integer pixels brought to [0, 1].
@@ -43,7 +46,6 @@ class VitConfig(TransformerConfig):
     """
 
     data: ClassVar[str] = "images"
-    weight_names = NAMES
     coverage: ClassVar[str] = "all"
 
     hidden_size: int = 384
@@ -56,6 +58,7 @@ class VitConfig(TransformerConfig):
     patch_size: int = 16
     channels: int = 3
     num_classes: int = 1000
+    pooling: str = "cls"
     patch_layer_norm: bool = False
     num_registers: int = 0
     pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -67,11 +70,21 @@ class VitConfig(TransformerConfig):
     cutmix_share: float = 0.5
 
     outlier_sites = OutlierSites(inf_norm=OUTLIERS, kurtosis=OUTLIERS)
-    folds = (*PRE_LN, Fold("final_layer_norm", ("head",)))
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """Without a head the last LayerNorm's output is what is asked for."""
+        return (*PRE_LN, Fold("final_layer_norm", ("head",))) if self.num_classes else PRE_LN
+
+    @property
+    def weight_names(self) -> tuple[WeightNames, ...]:  # type: ignore[override]
+        """The names of transformers and of timm."""
+        return vit_names(alone=not self.num_classes)
 
     def __post_init__(self):
         """Raises UserError for sizes that do not fit together."""
         super().__post_init__()
+        check_choice("model.pooling", self.pooling, POOLINGS)
         if self.patch_size < 1 or self.image_size % self.patch_size:
             raise UserError(
                 "model.patch_size must divide model.image_size, found "
@@ -83,15 +96,12 @@ class VitConfig(TransformerConfig):
                     f"model.{name} must have one value for each of the {self.channels} channels, "
                     f"found {getattr(self, name)}."
                 )
-        if self.num_classes < 1 or min(self.pixel_std) <= 0:
-            raise UserError(
-                "model.num_classes must be at least 1 and model.pixel_std positive, found "
-                f"{self.num_classes} and {self.pixel_std}."
-            )
+        if min(self.pixel_std) <= 0:
+            raise UserError(f"model.pixel_std must be positive, found {self.pixel_std}.")
         for name in ("label_smoothing", "mix_probability", "cutmix_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"model.{name} must be in [0, 1], found {getattr(self, name)}.")
-        for name in ("mixup_alpha", "cutmix_alpha", "num_registers"):
+        for name in ("mixup_alpha", "cutmix_alpha", "num_registers", "num_classes"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name} must not be negative, found {getattr(self, name)}.")
 
@@ -187,8 +197,12 @@ class VitForImageClassification(nn.Module):
     """The whole model; `loss` is what training and evaluation call."""
 
     config: VitConfig
-    metric = TOP1
     has_final_layer_norm = True
+
+    @property
+    def metric(self) -> Metric:
+        """What it is judged by."""
+        return TOP1 if self.config.num_classes else FIDELITY
 
     def setup(self):
         """Declares embeddings, layers and head."""
@@ -196,7 +210,8 @@ class VitForImageClassification(nn.Module):
         self.embeddings = VitEmbeddings(c)
         self.layers = [VitLayer(c, name=f"layer_{i}") for i in range(c.num_layers)]
         self.final_layer_norm = c.layer_norm(final=True)
-        self.head = c.dense(c.num_classes, ("embed", None), quant=c.head_quant)
+        if c.num_classes:
+            self.head = c.dense(c.num_classes, ("embed", None), quant=c.head_quant)
 
     def normalise(self, images_BxHxWxC: jax.Array) -> jax.Array:
         """Pixels in 0..255 -> `(pixels / 255 - pixel_mean) / pixel_std`; floats stay as they are.
@@ -248,26 +263,41 @@ class VitForImageClassification(nn.Module):
         train: bool = False,
         deterministic: bool | None = None,
     ) -> jax.Array:
-        """Returns float32 logits [B, num_classes].
+        """Returns float32 logits [B, num_classes]; without a head, hidden states [B, T, D].
 
         Args:
           images_BxHxWxC: integer pixels in 0..255, or floats that are normalised already.
           train: True applies dropout and needs a "dropout" rng.
           deterministic: the opposite of `train`, as Flax's modules take it; None leaves it to that.
         """
-        x_BxD = self._encode(images_BxHxWxC, is_training(train, deterministic))[:, 0]
-        if self.config.head_quant is None:
-            x_BxD = values(x_BxD)
+        x_BxTxD = self._encode(images_BxHxWxC, is_training(train, deterministic))
+        return self.predict(x_BxTxD) if self.config.num_classes else values(x_BxTxD)
+
+    def predict(self, x_BxTxD: Tensor, *, train: bool = False) -> jax.Array:
+        """Hidden states -> float32 logits [B, num_classes]."""
+        del train
+        x_BxD = x_BxTxD[:, 0] if self.config.head_quant is not None else values(x_BxTxD)[:, 0]
         return values(self.head(x_BxD)).astype(jnp.float32)
+
+    def features(self, batch: dict[str, jax.Array], *, train: bool = False) -> Features:
+        """Returns the last hidden states of a batch of `images`, and the images' embeddings."""
+        hidden_BxTxD = self.encode(batch["images"], train=train)
+        visible_BxT = jnp.ones(hidden_BxTxD.shape[:2], jnp.float32)
+        return pooled(hidden_BxTxD, visible_BxT, self.config.pooling)
 
     def loss(self, batch: dict[str, jax.Array], *, train: bool = False) -> Scores:
         """Scores the labels; label smoothing, Mixup and CutMix in training alone.
 
         Args:
-          batch: `images` as in `__call__`, `labels` int32 [B].
+          batch: `images` as in `__call__`, `labels` int32 [B]; without them or without a head
+            nothing is scored.
           train: needs a "dropout" rng, which the mixing draws from too.
         """
-        c, images, labels_B = self.config, batch["images"], batch["labels"]
+        c, images = self.config, batch["images"]
+        if not c.num_classes or "labels" not in batch:
+            self(images, train=train)
+            return no_scores(images.shape[0])
+        labels_B = batch["labels"]
         smoothing = c.label_smoothing if train else 0.0
         targets = smooth_targets(labels_B, c.num_classes, smoothing)
         if train and (c.mixup_alpha or c.cutmix_alpha):

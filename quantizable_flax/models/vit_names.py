@@ -24,8 +24,11 @@ RENAMED = {
 }
 
 
-def _transformers(source: str, layers: str, first: int) -> WeightNames:
-    """Both releases are read whichever of the two names a module has; `first` is written."""
+def _transformers(source: str, layers: str, first: int, alone: bool) -> WeightNames:
+    """Both releases are read whichever of the two names a module has; `first` is written.
+
+    An encoder `alone` is saved without a root.
+    """
     renamed = {path: (pair[first], pair[1 - first]) for path, pair in RENAMED.items()}
     layer: dict[str, Names | Stored] = {
         **renamed,
@@ -36,9 +39,8 @@ def _transformers(source: str, layers: str, first: int) -> WeightNames:
     return WeightNames(
         source=source,
         anchor="embeddings.patch_embeddings.projection.weight",
-        roots=("vit.", ""),
-        head="classifier",
-        whole="ViTForImageClassification",
+        roots=("",) if alone else ("vit.", ""),
+        heads={"head": ("classifier", "ViTForImageClassification")},
         names={
             "embeddings/patch_embedding": Patches(f"{START}patch_embeddings.projection"),
             "embeddings/cls_token": Batched(f"{START}cls_token"),
@@ -53,8 +55,6 @@ def _transformers(source: str, layers: str, first: int) -> WeightNames:
     )
 
 
-TRANSFORMERS_5 = _transformers("transformers", "layers", 0)
-TRANSFORMERS_4 = _transformers("transformers 4", "encoder.layer", 1)
 TIMM = WeightNames(
     source="timm",
     anchor="patch_embed.proj.weight",
@@ -91,4 +91,12 @@ TIMM = WeightNames(
         ),
     },
 )
-NAMES = (TRANSFORMERS_5, TRANSFORMERS_4, TIMM)
+
+
+def vit_names(alone: bool) -> tuple[WeightNames, ...]:
+    """Of ViTForImageClassification and timm's; `alone`: of ViTModel and timm's without a head."""
+    return (
+        _transformers("transformers", "layers", 0, alone),
+        _transformers("transformers 4", "encoder.layer", 1, alone),
+        TIMM,
+    )

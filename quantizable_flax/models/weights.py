@@ -59,8 +59,8 @@ class WeightNames:
         have is passed over; the rest is read in this order.
       roots: what may precede the body, each ending in a dot but ""; the first that fits counts, and
         the first of all is written.
-      head: name of what an encoder alone lacks, "" to leave that to the single tensors.
-      whole: the class there that has it.
+      heads: path of a module of ours behind the layers -> (what its names begin with, the class
+        there that has it): what an encoder alone lacks.
       tied: path of a parameter of ours -> a second name of its tensor.
       unused: tensors that may be there without a place here.
       positions: buffers that may be there if they count positions from 0.
@@ -71,8 +71,7 @@ class WeightNames:
     anchor: str
     names: Mapping[str, Names | Stored]
     roots: tuple[str, ...] = ("",)
-    head: str = ""
-    whole: str = ""
+    heads: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unused: tuple[str, ...] = ()
     positions: tuple[str, ...] = ()

@@ -42,7 +42,7 @@ def assert_same(actual, expected):
     assert {x.dtype for x in jax.tree.leaves(actual)} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ("bert", "opt", "vit"))
 def test_names_and_shapes_are_those_of_transformers_5(family):
     config, weights = case(family)
     assert_same(to_state_dict(from_state_dict(weights, config), config), weights)
@@ -157,7 +157,7 @@ def test_boxed_parameters_are_written_too():
 @pytest.mark.parametrize("named", [False, True])
 def test_a_family_without_names_says_so(monkeypatch, named):
     bert = FAMILIES["bert"]
-    table = dataclasses.replace(bert.config.weight_names[0], names={})
+    table = dataclasses.replace(bert.config().weight_names[0], names={})
     other = type("Other", (bert.config,), {"weight_names": (table,) if named else ()})
     monkeypatch.setitem(FAMILIES, "other", Family(bert.module, other))
     config = small_config("bert")

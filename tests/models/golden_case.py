@@ -60,7 +60,7 @@ load = functools.cache(Case)  # by name: its compiled results serve several test
 
 def _bert(model, ids, mask, types):
     return {
-        "hidden_0": model.embeddings(ids, types, train=False),
+        "hidden_0": model.embeddings(ids, mask, types, train=False),
         "hidden_last": model.encode(ids, mask, types),
         "logits": model(ids, mask, types),
     }

@@ -153,7 +153,7 @@ def test_all_positions_can_be_used(vanilla):
 @pytest.mark.parametrize(
     ("family", "attention", "sentence"),
     [
-        ("bert", {}, r"causal model \(OPT\), found BertForMaskedLM"),
+        ("bert", {}, r"causal model \(OPT\), found Bert"),
         ("opt", {"gate": "mlp", "gate_pooling": "all"}, "found gate_pooling=all"),
     ],
 )

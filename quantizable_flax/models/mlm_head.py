@@ -1,0 +1,52 @@
+"""The masked-LM head of BERT and its kin."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from quantizable_flax.models.losses import Scores, chunked_scores, token_scores
+from quantizable_flax.models.transformer import gelu
+from quantizable_flax.nn.layers import Embed, partitioned_param
+from quantizable_flax.quantization.sites import Site
+from quantizable_flax.quantization.tensor import Tensor, beside, values
+
+
+class MlmHead(nn.Module):
+    """Dense, GELU, LayerNorm before the tied decoder; in floating point in all that was published.
+
+    `quant.coverage=all` quantizes it like every other layer, which is an extension of ours.
+    """
+
+    config: Any  # a BertConfig
+
+    def setup(self):
+        """Declares what stands before the decoder, and its bias."""
+        c, quant = self.config, self.config.head_quant
+        self.dense = c.dense(c.hidden_size, ("embed", "mlp"), activation=gelu, quant=quant)
+        self.layer_norm = c.layer_norm(quant=quant and quant.for_layer_norm())
+        self.bias = partitioned_param(
+            self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",)
+        )
+        self.logits = Site(quant)
+
+    def __call__(self, x: Tensor, word: Embed) -> jax.Array:
+        """[..., D] -> float32 logits [..., V]."""
+        logits = word.decoder()(self._transform(x))
+        return values(self.logits(logits + beside(self.bias, logits)))
+
+    def scores(self, x_BxTxD: Tensor, word: Embed, labels_BxT: jax.Array) -> Scores:
+        """Scores the labels, the logits of so many positions at a time as configured."""
+        c = self.config
+        if c.head_quant is not None:
+            return token_scores(self(x_BxTxD, word), labels_BxT)
+        attend, bias_1x1xV = word.decoder(), beside(self.bias, x_BxTxD)
+        return chunked_scores(
+            lambda x: attend(x) + bias_1x1xV,
+            values(self._transform(x_BxTxD)),
+            labels_BxT,
+            c.loss_chunk,
+        )
+
+    def _transform(self, x: Tensor) -> Tensor:
+        return self.layer_norm(self.dense(x if self.config.head_quant is not None else values(x)))
