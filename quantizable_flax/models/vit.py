@@ -1,140 +1,19 @@
 """ViT for image classification: pre-LN, class token, erf GELU (arXiv 2010.11929)."""
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.errors import UserError, check_choice
-from quantizable_flax.models.features import POOLINGS, Features, pooled
+from quantizable_flax.errors import UserError
+from quantizable_flax.models.features import Features, pooled
 from quantizable_flax.models.losses import Scores, class_scores, no_scores, smooth_targets
 from quantizable_flax.models.metric import FIDELITY, TOP1, Metric
 from quantizable_flax.models.mixing import mix
-from quantizable_flax.models.structure import PRE_LN, Fold, OutlierSites
-from quantizable_flax.models.transformer import TransformerConfig, gelu, residual, run_layers
-from quantizable_flax.models.vit_names import vit_names
-from quantizable_flax.models.weights import WeightNames
+from quantizable_flax.models.transformer import gelu, residual, run_layers
+from quantizable_flax.models.vit_config import VitConfig
 from quantizable_flax.nn.layers import Dropout, is_training, quantized_param
 from quantizable_flax.quantization.sites import Site, WeightSite
 from quantizable_flax.quantization.tensor import Tensor, beside, values
-
-OUTLIERS = r"final_layer_norm/output|layer_\d+/(ffn_residual|(ffn_out|\w+_layer_norm)/output)"
-
-
-@dataclasses.dataclass(frozen=True)
-class VitConfig(TransformerConfig):
-    """Sizes and switches; the defaults are ViT-S/16. Sizes of images in pixels.
-
-    Attributes:
-      image_size: height and width, a multiple of patch_size.
-      patch_size: height and width of a patch.
-      channels: of the images, 1 or 3.
-      num_classes: of the head, at least those of the data; 0 for no head.
-      pooling: what is an image's embedding: "cls", the first hidden state, or the "mean" of all.
-      patch_layer_norm: a LayerNorm behind the patch embedding (arXiv 2306.12929, appendix B).
-      num_registers: learned tokens beside the class token, without position (arXiv 2309.16588).
-      pixel_mean: of each channel, subtracted from integer pixels brought to [0, 1].
-      pixel_std: what they are divided by then.
-      label_smoothing: share of a training label's mass that all classes get evenly.
-      mixup_alpha: Mixup (arXiv 1710.09412) by weights from Beta(alpha, alpha), 0 for none.
-      cutmix_alpha: the same for the areas of CutMix (arXiv 1905.04899).
-      mix_probability: that a batch is mixed by either, see `models.mixing.mix`.
-      cutmix_share: share of the mixed batches that is CutMix's, where both alphas are above 0.
-    """
-
-    data: ClassVar[str] = "images"
-    coverage: ClassVar[str] = "all"
-
-    hidden_size: int = 384
-    num_heads: int = 6
-    intermediate_size: int = 1536
-    layer_norm_eps: float = 1e-6
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
-    image_size: int = 224
-    patch_size: int = 16
-    channels: int = 3
-    num_classes: int = 1000
-    pooling: str = "cls"
-    patch_layer_norm: bool = False
-    num_registers: int = 0
-    pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    label_smoothing: float = 0.0
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    mix_probability: float = 1.0
-    cutmix_share: float = 0.5
-
-    outlier_sites = OutlierSites(inf_norm=OUTLIERS, kurtosis=OUTLIERS)
-
-    @property
-    def folds(self) -> tuple[Fold, ...]:
-        """Without a head the last LayerNorm's output is what is asked for."""
-        return (*PRE_LN, Fold("final_layer_norm", ("head",))) if self.num_classes else PRE_LN
-
-    @property
-    def weight_names(self) -> tuple[WeightNames, ...]:  # type: ignore[override]
-        """The names of transformers and of timm."""
-        return vit_names(alone=not self.num_classes)
-
-    def __post_init__(self):
-        """Raises UserError for sizes that do not fit together."""
-        super().__post_init__()
-        check_choice("model.pooling", self.pooling, POOLINGS)
-        if self.patch_size < 1 or self.image_size % self.patch_size:
-            raise UserError(
-                "model.patch_size must divide model.image_size, found "
-                f"{self.patch_size} and {self.image_size}."
-            )
-        for name in ("pixel_mean", "pixel_std"):
-            if len(getattr(self, name)) != self.channels:
-                raise UserError(
-                    f"model.{name} must have one value for each of the {self.channels} channels, "
-                    f"found {getattr(self, name)}."
-                )
-        if min(self.pixel_std) <= 0:
-            raise UserError(f"model.pixel_std must be positive, found {self.pixel_std}.")
-        for name in ("label_smoothing", "mix_probability", "cutmix_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"model.{name} must be in [0, 1], found {getattr(self, name)}.")
-        for name in ("mixup_alpha", "cutmix_alpha", "num_registers", "num_classes"):
-            if getattr(self, name) < 0:
-                raise UserError(f"model.{name} must not be negative, found {getattr(self, name)}.")
-
-    @property
-    def kernel_init(self):
-        """N(0, initializer_range), truncated at -2 and 2 as by timm, for matrices and tables."""
-        bound = 2.0 / self.initializer_range
-        return nn.initializers.truncated_normal(self.initializer_range, lower=-bound, upper=bound)
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of an image."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def num_tokens(self) -> int:
-        """Length of the sequence: class token, registers, patches."""
-        return 1 + self.num_registers + self.num_patches
-
-    def length(self, data: Mapping[str, Any]) -> int:
-        """The same for every image."""
-        del data
-        return self.num_tokens
-
-    def embedding_products(self, tokens: int) -> int:
-        """Of the patches."""
-        del tokens
-        return self.num_patches * self.patch_size**2 * self.channels * self.hidden_size
-
-    def head_products(self, tokens: int) -> int:
-        """Of the class token alone."""
-        del tokens
-        return self.hidden_size * self.num_classes
 
 
 class VitEmbeddings(nn.Module):
@@ -155,17 +34,22 @@ class VitEmbeddings(nn.Module):
         if c.patch_layer_norm:
             x = c.layer_norm(name="patch_layer_norm")(x)
         x = values(x)
-        batch = (x.shape[0],)
-        cls = self._table("cls_token", 1)
-        x = jnp.concatenate([jnp.broadcast_to(cls, batch + cls.shape), x], axis=1)
-        x = x + beside(self._table("position_table", 1 + c.num_patches), x)
+        first = [self._tokens("cls_token", 1, x)]
+        if c.distillation != "none":
+            first.append(self._tokens("distillation_token", 1, x))
+        x = jnp.concatenate([*first, x], axis=1)
+        x = x + beside(self._table("position_table", c.num_positions), x)
         if c.num_registers:
             # Behind the class token and without a position, as in DINOv2.
-            registers = self._table("register_tokens", c.num_registers)
-            registers = jnp.broadcast_to(registers, batch + registers.shape)
-            x = jnp.concatenate([x[:, :1], registers, x[:, 1:]], axis=1)
+            registers = self._tokens("register_tokens", c.num_registers, x)
+            x = jnp.concatenate([x[:, : len(first)], registers, x[:, len(first) :]], axis=1)
         x = Site(c.quant, name="sum")(x)
         return Dropout(c.hidden_dropout, deterministic=not train)(x)
+
+    def _tokens(self, name: str, rows: int, x: jax.Array) -> jax.Array:
+        """Learned tokens for every image of x: [B, rows, D]."""
+        table = self._table(name, rows)
+        return jnp.broadcast_to(table, (x.shape[0], *table.shape))
 
     def _table(self, name: str, rows: int) -> jax.Array:
         c = self.config
@@ -212,6 +96,8 @@ class VitForImageClassification(nn.Module):
         self.final_layer_norm = c.layer_norm(final=True)
         if c.num_classes:
             self.head = c.dense(c.num_classes, ("embed", None), quant=c.head_quant)
+        if c.distillation == "head":
+            self.distillation_head = c.dense(c.num_classes, ("embed", None), quant=c.head_quant)
 
     def normalise(self, images_BxHxWxC: jax.Array) -> jax.Array:
         """Pixels in 0..255 -> `(pixels / 255 - pixel_mean) / pixel_std`; floats stay as they are.
@@ -276,8 +162,11 @@ class VitForImageClassification(nn.Module):
     def predict(self, x_BxTxD: Tensor, *, train: bool = False) -> jax.Array:
         """Hidden states -> float32 logits [B, num_classes]."""
         del train
-        x_BxD = x_BxTxD[:, 0] if self.config.head_quant is not None else values(x_BxTxD)[:, 0]
-        return values(self.head(x_BxD)).astype(jnp.float32)
+        x_BxTxD = x_BxTxD if self.config.head_quant is not None else values(x_BxTxD)
+        logits_BxC = values(self.head(x_BxTxD[:, 0])).astype(jnp.float32)
+        if self.config.distillation != "head":
+            return logits_BxC
+        return (logits_BxC + values(self.distillation_head(x_BxTxD[:, 1])).astype(jnp.float32)) / 2
 
     def features(self, batch: dict[str, jax.Array], *, train: bool = False) -> Features:
         """Returns the last hidden states of a batch of `images`, and the images' embeddings."""

@@ -24,11 +24,16 @@ RENAMED = {
 }
 
 
-def _transformers(source: str, layers: str, first: int, alone: bool) -> WeightNames:
+def _transformers(
+    source: str, layers: str, first: int, alone: bool, distillation: str
+) -> WeightNames:
     """Both releases are read whichever of the two names a module has; `first` is written.
 
-    An encoder `alone` is saved without a root.
+    An encoder `alone` is saved without a root. With a distillation token it is a DeiT.
     """
+    deit = distillation != "none"
+    classifier = "cls_classifier" if distillation == "head" else "classifier"
+    whole = "DeiTForImageClassification" if deit else "ViTForImageClassification"
     renamed = {path: (pair[first], pair[1 - first]) for path, pair in RENAMED.items()}
     layer: dict[str, Names | Stored] = {
         **renamed,
@@ -39,16 +44,18 @@ def _transformers(source: str, layers: str, first: int, alone: bool) -> WeightNa
     return WeightNames(
         source=source,
         anchor="embeddings.patch_embeddings.projection.weight",
-        roots=("",) if alone else ("vit.", ""),
-        heads={"head": ("classifier", "ViTForImageClassification")},
+        roots=("",) if alone else ("deit." if deit else "vit.", ""),
+        heads={"head": (classifier, whole)},
         names={
             "embeddings/patch_embedding": Patches(f"{START}patch_embeddings.projection"),
             "embeddings/cls_token": Batched(f"{START}cls_token"),
+            "embeddings/distillation_token": Batched(f"{START}distillation_token"),
             "embeddings/position_table": Batched(f"{START}position_embeddings"),
             "embeddings/patch_layer_norm": f"{START}layernorm",
             "embeddings/register_tokens": Batched(f"{START}register_tokens"),
             "final_layer_norm": "{root}layernorm",
-            "head": "classifier",
+            "head": classifier,
+            "distillation_head": "distillation_classifier",
             **below("layer_{i}/", f"{{root}}{layers}.{{i}}.", layer),
         },
         unused=("{root}pooler.dense.weight", "{root}pooler.dense.bias"),
@@ -61,10 +68,12 @@ TIMM = WeightNames(
     names={
         "embeddings/patch_embedding": Patches("patch_embed.proj"),
         "embeddings/cls_token": Batched("cls_token"),
+        "embeddings/distillation_token": Batched("dist_token"),
         "embeddings/position_table": Batched("pos_embed"),
         "embeddings/patch_layer_norm": "patch_embed.norm",
         "final_layer_norm": "norm",
         "head": "head",
+        "distillation_head": "head_dist",
         **below(
             "layer_{i}/",
             "blocks.{i}.",
@@ -93,10 +102,13 @@ TIMM = WeightNames(
 )
 
 
-def vit_names(alone: bool) -> tuple[WeightNames, ...]:
-    """Of ViTForImageClassification and timm's; `alone`: of ViTModel and timm's without a head."""
+def vit_names(alone: bool, distillation: str) -> tuple[WeightNames, ...]:
+    """Of ViT's and DeiT's classes and of timm's; `alone`: of models without a head.
+
+    `distillation` as in `VitConfig`.
+    """
     return (
-        _transformers("transformers", "layers", 0, alone),
-        _transformers("transformers 4", "encoder.layer", 1, alone),
+        _transformers("transformers", "layers", 0, alone, distillation),
+        _transformers("transformers 4", "encoder.layer", 1, alone, distillation),
         TIMM,
     )

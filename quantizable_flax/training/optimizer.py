@@ -10,7 +10,7 @@ from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.quantization.learned import is_grid
 
 SCHEDULES = ("linear", "cosine")
-NEVER_DECAYED = ("cls_token", "register_tokens", "position_table")
+NEVER_DECAYED = ("cls_token", "distillation_token", "register_tokens", "position_table")
 
 
 def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
