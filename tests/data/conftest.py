@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.config.defaults import data_defaults, model_defaults
 from quantizable_flax.data.tasks import make_task
+from quantizable_flax.data.text import subword
 from quantizable_flax.data.text.tokenizer import Tokenizer
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "quantized", "heads"]
@@ -34,6 +35,14 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> Tokenizer:
     return Tokenizer.train_byte_bpe(random_documents(300), vocab_size=300)
+
+
+@pytest.fixture(scope="session")
+def roberta_tokenizer(byte_tokenizer) -> Tokenizer:
+    """<s>, <pad>, </s> and <unk> are 0 to 3 and <mask> is the last token, as in RoBERTa."""
+    model = json.loads(byte_tokenizer.to_json())["model"]
+    vocab = {**model["vocab"], "<mask>": len(model["vocab"])}
+    return Tokenizer(subword.byte_bpe(vocab, [tuple(merge) for merge in model["merges"]]))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The two kinds of subword vocabulary, built or trained with Hugging Face's tokenizers."""
+"""The kinds of subword vocabulary, built or trained with Hugging Face's tokenizers."""
 
 import json
 import os
@@ -15,6 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 VERSION = tokenizers.__version__
 BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 OPT_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # in the order of their ids in OPT
+MASK = "<mask>"
+ROBERTA_TOKENS = (*OPT_TOKENS, MASK)  # what a byte-level BPE for masked text has
 GPT2_START = "<|endoftext|>"
 BYTES = tuple(sorted(pre_tokenizers.ByteLevel.alphabet()))
 MAX_ALPHABET = 1000
@@ -78,12 +80,20 @@ def train_word_piece(texts: list[str], vocab_size: int, lowercase: bool) -> Any:
 def byte_bpe(
     vocab: dict[str, int], merges: list[tuple[str, str]], *, add_prefix_space: bool = False
 ) -> Any:
-    """Returns the tokenizer of GPT-2 and OPT around `vocab` and `merges`."""
+    """Returns the tokenizer of GPT-2 and OPT, or RoBERTa's, around `vocab` and `merges`."""
     inner = tokenizers.Tokenizer(models.BPE(vocab, merges))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([token for token in (*OPT_TOKENS, GPT2_START) if token in vocab])
-    if "</s>" in vocab:
+    if all(token in vocab for token in ROBERTA_TOKENS):
+        # The space before a mask belongs to it.
+        inner.add_special_tokens([tokenizers.AddedToken(MASK, lstrip=True, special=True)])
+        inner.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>",
+            pair="<s> $A </s> </s> $B </s>",
+            special_tokens=[(token, vocab[token]) for token in ("<s>", "</s>")],
+        )
+    elif "</s>" in vocab:
         start_with(inner, "</s>")
     return inner
 
@@ -125,6 +135,15 @@ def add_token(inner: Any, content: str, **flags: bool) -> None:
     """Adds a token that text is searched for, unless it was added already."""
     if content not in {added.content for added in inner.get_added_tokens_decoder().values()}:
         inner.add_tokens([tokenizers.AddedToken(content, **flags)])
+
+
+def has_mask(inner: Any) -> bool:
+    """Whether a byte-level BPE is for masked text: RoBERTa's tokens, and more than a start around.
+
+    OPT's has no <mask>; one that a file beside it adds leaves it what it is.
+    """
+    known = all(inner.token_to_id(token) is not None for token in ROBERTA_TOKENS)
+    return known and start_of(inner) is None
 
 
 def model_of(inner: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Text to token ids: WordPiece for BERT, byte-level BPE for OPT, trained here or from a file."""
+"""Text to token ids: WordPiece for BERT, byte-level BPE for OPT and for RoBERTa."""
 
 import json
 import os
@@ -9,11 +9,18 @@ from typing import Any
 
 from quantizable_flax.data.text import subword
 from quantizable_flax.data.text.pieces import pieces
-from quantizable_flax.data.text.subword import BERT_TOKENS, BYTES, GPT2_START, OPT_TOKENS
+from quantizable_flax.data.text.subword import (
+    BERT_TOKENS,
+    BYTES,
+    GPT2_START,
+    MASK,
+    OPT_TOKENS,
+    ROBERTA_TOKENS,
+)
 from quantizable_flax.data.text.tokenizer_files import parse_json, read_tokenizer
 from quantizable_flax.errors import UserError
 
-WORDPIECE, BYTE_BPE = "wordpiece", "byte_bpe"
+WORDPIECE, BYTE_BPE, MASKED_BYTE_BPE = "wordpiece", "byte_bpe", "masked_byte_bpe"
 # A vocabulary of some thousand pieces is settled long before this much text.
 MAX_TRAINING_CHARS = 64_000_000
 MAX_WORD = 1000  # WordPiece itself takes words of more than 100 characters for unknown
@@ -22,15 +29,21 @@ _ENDLESS = re.compile(
     rf"[^\W\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]{{{MAX_WORD},}}"
 )
 _LONG = re.compile(rf"\S{{{MAX_WORD}}}")  # quick to rule out
+_NAMES = {  # of the tokens that pad, stand for what is unknown, and mask
+    WORDPIECE: ("[PAD]", "[UNK]", "[MASK]"),
+    BYTE_BPE: ("<pad>", "<unk>", ""),
+    MASKED_BYTE_BPE: ("<pad>", "<unk>", MASK),
+}
 MIN_WORDPIECE_SIZE = 32
 MIN_BPE_SIZE = len(OPT_TOKENS) + len(BYTES)
 
 
 class Tokenizer:
-    """Text to ids and back; raises UserError for a tokenizer of neither kind.
+    """Text to ids and back; raises UserError for a tokenizer of none of these kinds.
 
     Attributes:
-      kind: "wordpiece" (anything with BERT's special tokens) or "byte_bpe" (of OPT or GPT-2).
+      kind: "wordpiece" (anything with BERT's special tokens), "byte_bpe" (of OPT or GPT-2) or
+        "masked_byte_bpe" (of RoBERTa).
       vocab_size: one more than the highest id.
       prefix_ids, suffix_ids: what stands before and after every document.
       pad_id, mask_id: None where there is no such token.
@@ -40,7 +53,9 @@ class Tokenizer:
     def __init__(self, inner: Any):
         vocab = inner.get_vocab(with_added_tokens=True)
         bert = all(token in vocab for token in BERT_TOKENS)
-        self.kind = BYTE_BPE if not bert and subword.is_byte_level(inner) else WORDPIECE
+        self.kind = WORDPIECE if bert or not subword.is_byte_level(inner) else BYTE_BPE
+        if self.kind == BYTE_BPE and subword.has_mask(inner):
+            self.kind = MASKED_BYTE_BPE
         _check_tokens(vocab, self.kind)
         inner.no_truncation()
         inner.no_padding()
@@ -54,12 +69,16 @@ class Tokenizer:
             self.suffix_ids: tuple[int, ...] = (vocab["[SEP]"],)
         else:
             added = inner.get_added_tokens_decoder().items()
-            self.special_ids = tuple(sorted(token for token, piece in added if piece.special))
-            start = subword.start_of(inner) or ("</s>" if "</s>" in vocab else GPT2_START)
-            self.prefix_ids, self.suffix_ids = (vocab[start],), ()
-        self.pad_id = vocab.get("[PAD]" if self.kind == WORDPIECE else "<pad>")
-        self.unk_id = vocab.get("[UNK]" if self.kind == WORDPIECE else "<unk>")
-        self.mask_id = vocab["[MASK]"] if self.kind == WORDPIECE else None
+            special = {token for token, piece in added if piece.special}
+            if self.kind == MASKED_BYTE_BPE:
+                special |= {vocab[token] for token in ROBERTA_TOKENS}
+                self.prefix_ids, self.suffix_ids = (vocab["<s>"],), (vocab["</s>"],)
+            else:
+                start = subword.start_of(inner) or ("</s>" if "</s>" in vocab else GPT2_START)
+                self.prefix_ids, self.suffix_ids = (vocab[start],), ()
+            self.special_ids = tuple(sorted(special))
+        pad, unk, mask = _NAMES[self.kind]
+        self.pad_id, self.unk_id, self.mask_id = vocab.get(pad), vocab.get(unk), vocab.get(mask)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Returns the ids of each text, without special tokens around them."""

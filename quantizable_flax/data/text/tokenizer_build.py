@@ -13,6 +13,7 @@ from quantizable_flax.data.text.corpora import corpora
 from quantizable_flax.data.text.documents import describe_documents, iter_documents
 from quantizable_flax.data.text.tokenizer import (
     BYTE_BPE,
+    MASKED_BYTE_BPE,
     MAX_TRAINING_CHARS,
     WORDPIECE,
     Tokenizer,
@@ -20,7 +21,13 @@ from quantizable_flax.data.text.tokenizer import (
 )
 from quantizable_flax.errors import UserError
 
-_NAMES = {WORDPIECE: "a WordPiece", BYTE_BPE: "a byte-level BPE"}
+_NAMES = {
+    WORDPIECE: "a WordPiece",
+    BYTE_BPE: "a byte-level BPE without <mask>",
+    MASKED_BYTE_BPE: "a byte-level BPE with <mask>",
+}
+# What serves as well as a tokenizer of the kind that is trained.
+_ACCEPTED = {WORDPIECE: (WORDPIECE, MASKED_BYTE_BPE), BYTE_BPE: (BYTE_BPE,)}
 _log = logging.getLogger(__name__)
 
 
@@ -31,10 +38,11 @@ def build_tokenizer(data_cfg: ConfigDict, kind: str = WORDPIECE) -> Tokenizer:
 
     Args:
       data_cfg: config.data.
-      kind: "wordpiece" or "byte_bpe".
+      kind: of one that is trained, "wordpiece" or "byte_bpe"; a file may be of one that serves as
+        well, see `check_kind`.
 
     Raises:
-      UserError: a file that is no tokenizer of this kind, or text that cannot be read.
+      UserError: a file that is no such tokenizer, or text that cannot be read.
     """
     options = data_cfg.tokenizer
     if options.file:
@@ -102,11 +110,16 @@ def is_file_of(saved: Tokenizer, data_cfg: ConfigDict) -> bool:
 
 
 def check_kind(found: Tokenizer, kind: str, origin: str) -> None:
-    """Raises UserError for a tokenizer of another kind than the model takes."""
-    if found.kind != kind:
+    """Raises UserError for a tokenizer that a model of `kind` does not take.
+
+    Masked text, whose own kind is "wordpiece", takes RoBERTa's as well.
+    """
+    accepted = _ACCEPTED[kind]
+    if found.kind not in accepted:
         raise UserError(
-            f"expected {_NAMES[kind]} tokenizer for this model, found {_NAMES[found.kind]} in "
-            f"{origin}; use the tokenizer of a model of the same family"
+            f"expected {' or '.join(_NAMES[one] for one in accepted)} as the tokenizer of this "
+            f"model, found {_NAMES[found.kind]} in {origin}; use the tokenizer of a model of the "
+            "same family"
         )
 
 

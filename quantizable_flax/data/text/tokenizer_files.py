@@ -74,7 +74,8 @@ def _byte_bpe(text: str, file: Path, settings: Settings) -> Any:
     pairs = _merges(_text_of(merges), merges, vocab)
     inner = subword.byte_bpe(vocab, pairs, add_prefix_space=bool(settings.add_prefix_space))
     add_tokens(inner, settings, file)
-    if settings.start is not None:
+    # What masks has both ends of a document marked, of which bos_token is just one.
+    if settings.start is not None and not subword.has_mask(inner):
         if inner.token_to_id(settings.start) is None:
             raise UserError(
                 f"expected the bos_token {settings.start!r} of the files beside {file} among its "
