@@ -116,9 +116,10 @@ def measure(reader: str, kind: str, path: str) -> dict:
 def ours(kind: str, path: str) -> int:
     """Reads all of it with the readers of this project."""
     if kind != "imagefolder":
+        from quantizable_flax.data.text.document import Fields
         from quantizable_flax.data.text.files import read_documents
 
-        return sum(1 for _ in read_documents([Path(path)], "text"))
+        return sum(1 for _ in read_documents([Path(path)], Fields("text")))
     from quantizable_flax.data.images.files import FileDataset
 
     source = FileDataset(path, "--images").train().source

@@ -72,15 +72,20 @@ def parquet_columns(path: Path) -> dict[str, str]:
     return {key: _kind(feature) for key, feature in features.items()}
 
 
-def parquet_values(path: Path, column: str) -> Iterator[Any]:
-    """Yields the values of a column of a parquet file, streamed.
+def parquet_class_names(path: Path, column: str) -> list[str] | None:
+    """Returns the names of the classes of a column of a parquet file, see `class_names`."""
+    features = library().IterableDataset.from_parquet(str(path)).features
+    return getattr(features[column], "names", None)
+
+
+def parquet_rows(path: Path, only: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yields some columns of the rows of a parquet file, streamed.
 
     Raises OSError or ValueError for a file that is damaged.
     """
     # Streamed, nothing is written; mapped, all of it would be copied to the library's cache first.
     dataset = library().IterableDataset
-    rows = dataset.from_parquet(str(path), columns=[column], batch_size=_PARQUET_ROWS)
-    return (row[column] for row in rows)
+    return iter(dataset.from_parquet(str(path), columns=list(only), batch_size=_PARQUET_ROWS))
 
 
 class _Rows:

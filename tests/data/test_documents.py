@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from quantizable_flax.data.text.document import Fields
 from quantizable_flax.data.text.documents import iter_documents
 from quantizable_flax.data.text.embedded import MIN_DOCSTRING_CHARS, _docstrings, embedded_documents
 from quantizable_flax.data.text.files import MAX_DOCUMENT_CHARS
@@ -99,7 +100,8 @@ def test_a_json_line_beyond_the_limit_is_refused():
     def read(length):
         lines = [json.dumps({"text": text}) + "\n" for text in ("first", "x" * length)]
         limit = len(json.dumps({"text": "x" * 900}) + "\n")
-        return list(json_lines(io.StringIO("".join(lines)), Path("a.jsonl"), "text", limit))
+        stream = io.StringIO("".join(lines))
+        return [text for text, *_ in json_lines(stream, Path("a.jsonl"), Fields("text"), limit)]
 
     assert read(900) == ["first", "x" * 900]
     with pytest.raises(UserError, match=r"at most \d+ characters in a\.jsonl, line 2, found more"):

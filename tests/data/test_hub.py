@@ -183,8 +183,8 @@ def test_local_data_ask_no_network_and_the_library_is_imported_when_it_is_used(s
         "assert 'datasets' not in sys.modules\n"
         f"print(len(hub.open_split({saved!r}, 'train', ['text'])))\n"
         f"print(len(hub.open_split({repository + ',de'!r}, 'train', ['text'])))\n"
-        f"print(len(list(hub.parquet_values({repository!r} + "
-        "'/en/train-00000-of-00001.parquet', 'id'))))\n"
+        f"print(len(list(hub.parquet_rows({repository!r} + "
+        "'/en/train-00000-of-00001.parquet', ['id']))))\n"
         "assert not {'torch', 'tensorflow', 'jax'} & set(sys.modules)\n"
     )
     online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}

@@ -9,12 +9,13 @@ import logging
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from quantizable_flax.data.paths import matched
-from quantizable_flax.data.text.hub import parquet_documents
+from quantizable_flax.data.text.document import Document, Fields
+from quantizable_flax.data.text.hub import parquet_classes, parquet_documents
 from quantizable_flax.data.text.json_lines import json_lines
 from quantizable_flax.data.text.pieces import word_end
 from quantizable_flax.errors import UserError, nearest
@@ -66,20 +67,20 @@ def _no_match(pattern: str, option: str, *, is_directory: bool) -> str:
     return f"expected the file {pattern} of {option}, found nothing there; correct the path"
 
 
-def read_documents(paths: list[Path], text_key: str) -> Iterator[str]:
+def read_documents(paths: list[Path], fields: Fields) -> Iterator[Document]:
     """Yields the documents of each file in turn, streamed.
 
     A `.txt` holds documents separated by blank lines; a `.jsonl` or `.json` holds one JSON object
-    a line, whose `text_key` is the document, as is that column of every row of a `.parquet`. Files
-    without documents are passed over with a warning. Raises UserError, with the file named, for
-    whatever cannot be read, and where no file has a document.
+    a line, whose keys `fields` are the document, as are those columns of every row of a `.parquet`.
+    Files without documents are passed over with a warning. Raises UserError, with the file named,
+    for whatever cannot be read, and where no file has a document.
     """
     empty = []
     for path in paths:
         found = False
-        for text in _documents(path, text_key):
+        for document in _documents(path, fields):
             found = True
-            yield text
+            yield document
         if not found:
             empty.append(path)
     if empty and len(empty) == len(paths):
@@ -89,6 +90,16 @@ def read_documents(paths: list[Path], text_key: str) -> Iterator[str]:
         )
     if empty:
         _warn_empty(str(empty[0]), len(empty), len(paths))
+
+
+def declared_classes(paths: list[Path], fields: Fields) -> list[Sequence[str] | None]:
+    """Returns the names of the classes as each file declares them, None where it does not."""
+    found: list[Sequence[str] | None] = []
+    for path in paths:
+        with _explained(path):
+            parquet = path.name.lower().endswith(_PARQUET) and path.stat().st_size
+            found.append(parquet_classes(path, fields) if parquet else None)
+    return found
 
 
 @functools.cache  # Several passes over the same files say it once.
@@ -101,14 +112,14 @@ def _warn_empty(first: str, count: int, total: int) -> None:
     )
 
 
-def _documents(path: Path, text_key: str) -> Iterator[str]:
+def _documents(path: Path, fields: Fields) -> Iterator[Document]:
     read = _reader(path)
     with _explained(path):
         if path.stat().st_size:  # Not every format of compression can be empty.
-            yield from read(path, text_key)
+            yield from read(path, fields)
 
 
-def _reader(path: Path) -> Callable[[Path, str], Iterator[str]]:
+def _reader(path: Path) -> Callable[[Path, Fields], Iterator[Document]]:
     stem, suffix = os.path.splitext(path.name.lower())
     if suffix == _PARQUET:  # compressed within
         return parquet_documents
@@ -124,13 +135,18 @@ def _reader(path: Path) -> Callable[[Path, str], Iterator[str]]:
     return functools.partial(_lines, _OPENERS[compression], _READERS[suffix])
 
 
-def _lines(opener: Callable, reader: Callable, path: Path, text_key: str) -> Iterator[str]:
+def _lines(opener: Callable, reader: Callable, path: Path, fields: Fields) -> Iterator[Document]:
     # utf-8-sig also reads plain UTF-8; it drops the byte-order mark of some editors.
     with opener(path, "rt", encoding="utf-8-sig") as stream:
-        yield from reader(stream, path, text_key)
+        yield from reader(stream, path, fields)
 
 
-def _paragraphs(stream: TextIO, path: Path, text_key: str) -> Iterator[str]:
+def _paragraphs(stream: TextIO, path: Path, fields: Fields) -> Iterator[Document]:
+    if fields.label is not None:
+        raise UserError(
+            f"expected files of JSON lines or parquet for data.label_key={fields.label!r}, found "
+            f"{path}, where no text has a class; convert it, or unset data.label_key"
+        )
     lines: list[str] = []
     length = 0
     for line in _bounded_lines(stream):
@@ -138,10 +154,10 @@ def _paragraphs(stream: TextIO, path: Path, text_key: str) -> Iterator[str]:
             lines.append(line)
             length += len(line)
         if lines and (not line.strip() or length > MAX_DOCUMENT_CHARS):
-            yield "".join(lines).strip()
+            yield Document("".join(lines).strip())
             lines, length = [], 0
     if lines:
-        yield "".join(lines).strip()
+        yield Document("".join(lines).strip())
 
 
 def _bounded_lines(stream: TextIO) -> Iterator[str]:
@@ -184,7 +200,7 @@ def _corrupt(path: Path, error: Exception) -> UserError:
     )
 
 
-_READERS: dict[str, Callable[[TextIO, Path, str], Iterator[str]]] = {
+_READERS: dict[str, Callable[[TextIO, Path, Fields], Iterator[Document]]] = {
     ".txt": _paragraphs,
     ".jsonl": json_lines,
     ".json": json_lines,

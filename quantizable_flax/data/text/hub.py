@@ -1,40 +1,75 @@
 """Documents of a dataset of the Hugging Face hub, and of parquet files."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from quantizable_flax.data import hub
 from quantizable_flax.data.hub import split_names
+from quantizable_flax.data.text.document import Document, Fields, labelled, spoken
 from quantizable_flax.errors import UserError, nearest
 
-__all__ = ["describe", "documents", "parquet_documents", "split_names"]
+__all__ = ["classes", "describe", "documents", "parquet_documents", "split_names"]
+
+_HOLDS = {
+    "text_key": ("text", (hub.TEXT,)),
+    "label_key": ("class", (hub.CLASS, hub.INTEGER, hub.TEXT)),
+}
 
 
-def documents(name: str, split: str, text_key: str) -> Iterator[str]:
-    """Returns an iterator over the texts of a split that are there and not blank, in its order.
+def documents(name: str, split: str, fields: Fields) -> Iterator[Document]:
+    """Returns an iterator over the rows of a split whose text is there and not blank, in its order.
 
-    Raises UserError for a dataset, a split or a column that is not there, or one without text.
+    Raises UserError for a dataset, a split or a column that is not there, or one without text or
+    classes.
     """
-    _check_key(hub.columns(name, split), text_key, f"the dataset {name}")
-    source = hub.open_split(name, split, (text_key,))
-    return _texts(source[index][text_key] for index in range(len(source)))
+    names = classes(name, split, fields)
+    source = hub.open_split(name, split, _columns(fields))
+    rows = (source[index] for index in range(len(source)))
+    return _documents(rows, fields, names, f"of the {split} split of the dataset {name}")
 
 
-def describe(name: str, split: str, text_key: str) -> dict:
+def classes(name: str, split: str, fields: Fields) -> Sequence[str] | None:
+    """Returns the names of the classes, None where the dataset does not declare them.
+
+    Raises UserError as `documents`.
+    """
+    _check_keys(hub.columns(name, split), fields, f"the dataset {name}")
+    return None if fields.label is None else spoken(hub.class_names(name, split, fields.label))
+
+
+def describe(name: str, split: str, fields: Fields) -> dict:
     """Returns what decides the documents, without reading them."""
-    _check_key(hub.columns(name, split), text_key, f"the dataset {name}")
-    return {**hub.describe_split(name, split), "text_key": text_key}
+    _check_keys(hub.columns(name, split), fields, f"the dataset {name}")
+    return {**hub.describe_split(name, split), **fields.description}
 
 
-def parquet_documents(path: Path, text_key: str) -> Iterator[str]:
-    """Yields the texts of a parquet file that are there and not blank, streamed.
+def parquet_documents(path: Path, fields: Fields) -> Iterator[Document]:
+    """Yields the rows of a parquet file whose text is there and not blank, streamed.
 
-    Raises UserError, with the file named, where the column is not there or has no text, and for a
-    file that is damaged; OSError for one that must not be read.
+    Raises UserError, with the file named, where a column is not there or has no text or classes,
+    and for a file that is damaged; OSError for one that must not be read.
     """
+    names = parquet_classes(path, fields)
+    with _whole(path):
+        yield from _documents(hub.parquet_rows(path, _columns(fields)), fields, names, f"of {path}")
+
+
+def parquet_classes(path: Path, fields: Fields) -> Sequence[str] | None:
+    """Returns the names of the classes, None where the file does not declare them.
+
+    Raises UserError and OSError as `parquet_documents`.
+    """
+    with _whole(path):
+        _check_keys(hub.parquet_columns(path), fields, str(path))
+        return None if fields.label is None else spoken(hub.parquet_class_names(path, fields.label))
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
     try:
-        _check_key(hub.parquet_columns(path), text_key, str(path))
-        yield from _texts(hub.parquet_values(path, text_key))
+        yield
     except (ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -45,20 +80,40 @@ def parquet_documents(path: Path, text_key: str) -> Iterator[str]:
         ) from None
 
 
-def _texts(values: Iterable[str | None]) -> Iterator[str]:
-    stripped = (value.strip() for value in values if value)
-    return (text for text in stripped if text)
+def _columns(fields: Fields) -> list[str]:
+    return [key for key in dict.fromkeys(fields) if key is not None]
 
 
-def _check_key(columns: Mapping[str, str], text_key: str, where: str) -> None:
-    if text_key not in columns:
+def _documents(
+    rows: Iterable[Mapping[str, Any]], fields: Fields, names: Sequence[str] | None, where: str
+) -> Iterator[Document]:
+    for number, row in enumerate(rows):
+        text = (row[fields.text] or "").strip()
+        if not text:
+            continue
+        if fields.label is None:
+            yield Document(text)
+        else:
+            yield labelled(text, row[fields.label], fields, f"row {number} {where}", names)
+
+
+def _check_keys(columns: Mapping[str, str], fields: Fields, where: str) -> None:
+    for option, key in (("text_key", fields.text), ("label_key", fields.label)):
+        if key is not None:
+            _check_key(columns, key, option, where)
+
+
+def _check_key(columns: Mapping[str, str], key: str, option: str, where: str) -> None:
+    held, kinds = _HOLDS[option]
+    if key not in columns:
         raise UserError(
-            f"expected the column {text_key!r} in {where}, found {', '.join(columns)}"
-            f"{nearest(text_key, columns)}; set data.text_key to the one that holds the text"
+            f"expected the column {key!r} in {where}, found {', '.join(columns)}"
+            f"{nearest(key, columns)}; set data.{option} to the one that holds the {held}"
         )
-    if columns[text_key] != hub.TEXT:
-        holding = [name for name, kind in columns.items() if kind == hub.TEXT]
+    if columns[key] not in kinds:
+        holding = [name for name, kind in columns.items() if kind in kinds]
         raise UserError(
-            f"expected text in the column {text_key!r} of {where}, found {columns[text_key]}; "
-            f"set data.text_key to a column with text: {', '.join(holding) or 'there is none'}"
+            f"expected {' or '.join(kinds)} in the column {key!r} of {where}, found {columns[key]};"
+            f" set data.{option} to a column with {held}: "
+            f"{', '.join(holding) or 'there is none'}"
         )
