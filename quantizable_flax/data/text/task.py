@@ -14,8 +14,9 @@ from quantizable_flax.data.draws import Draws
 from quantizable_flax.data.task import Batch, BatchTransform, Source, Task, Transform
 from quantizable_flax.data.text.blocks import Blocks, Mixture
 from quantizable_flax.data.text.corpora import EMBEDDED, corpora
+from quantizable_flax.data.text.kept import checksum
 from quantizable_flax.data.text.masking import IGNORE_LABEL, MaskTokens
-from quantizable_flax.data.text.packing import checksum, packed_tokens
+from quantizable_flax.data.text.packing import packed_tokens
 from quantizable_flax.data.text.tokenizer import BYTE_BPE, WORDPIECE, Tokenizer
 from quantizable_flax.data.text.tokenizer_build import (
     build_tokenizer,
@@ -27,16 +28,18 @@ from quantizable_flax.errors import UserError
 
 
 class TextTask(Task):
-    """Blocks of data.seq_len tokens.
+    """Sequences of data.seq_len tokens, packed without padding unless a task lays them out else.
 
     Attributes:
       kind: of the tokenizer, "wordpiece" or "byte_bpe".
+      padding_advice: what to do about a wrong model.pad_token_id.
       tokenizer: from the checkpoint's assets, else from its file or trained.
     """
 
     unit = "sequences"
     filler: Mapping[str, int] = {"labels": IGNORE_LABEL}
     kind: ClassVar[str]
+    padding_advice: ClassVar[str] = "packed text has no padding, so it may stay unset"
 
     def __init__(self, config: ConfigDict, assets: Mapping[str, Any] | None = None):
         if assets is None:
@@ -58,12 +61,11 @@ class TextTask(Task):
         if pad_token_id is not None and pad_token_id != self.tokenizer.pad_id:
             raise UserError(
                 f"expected model.pad_token_id to be the tokenizer's padding token, which is "
-                f"{self.tokenizer.pad_id}, found {pad_token_id}; packed text has no padding, so it "
-                "may stay unset"
+                f"{self.tokenizer.pad_id}, found {pad_token_id}; {self.padding_advice}"
             )
 
     def source(self, split: str) -> Source:
-        """Returns the packed blocks of a split: read-only tokens_T, uint16 or int32.
+        """Returns the blocks or rows of a split: read-only numbers, uint16 or int32.
 
         Corpora with weights are packed each on its own and mixed for training; without, or for
         validation, their documents follow each other.
@@ -78,7 +80,7 @@ class TextTask(Task):
         weights = [part.weight for part in parts if part.weight is not None]
         mixed = split == "train" and len(weights) > 1
         configs = [part.config for part in parts] if mixed else [data_cfg]
-        packed = [packed_tokens(config, self.tokenizer, split) for config in configs]
+        packed = [self._lay_out(config, split) for config in configs]
         if split == "train":
             shares = map(str, weights) if mixed else ["1"]
             self._content = [
@@ -88,9 +90,13 @@ class TextTask(Task):
         blocks = [Blocks(tokens_NxT) for tokens_NxT in packed]
         return Mixture(blocks, weights) if mixed else blocks[0]
 
+    def _lay_out(self, data_cfg: ConfigDict, split: str) -> np.ndarray:
+        """Returns what a source of one corpus holds; tokens_NxT of the packed one."""
+        return packed_tokens(data_cfg, self.tokenizer, split)
+
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Number and checksum of the packed blocks, and whose corpus the embedded one is."""
+        """Number and checksum of the blocks or rows, and whose corpus the embedded one is."""
         found = {"examples": len(self.source("train")), "content": self._content}
         if any(part.name == EMBEDDED for part in corpora(self._config.data)):
             found["python"] = platform.python_version()
