@@ -170,7 +170,15 @@ def data_keys(family: str) -> Keys:
 
 
 def _text(vocab_size: int, masked: bool) -> Keys:
-    rate = {"mask_rate": Key(0.15, "share of tokens to predict, in (0, 1]")}
+    of_masked = {
+        "mask_rate": Key(0.15, "share of tokens to predict, in (0, 1]"),
+        "label_key": Key(
+            None,
+            "the key, feature or column that holds the class of a text, None for text alone; of a "
+            "model that classifies",
+            str,
+        ),
+    }
     lowercase = {
         "lowercase": Key(
             None, "lower-case a vocab.txt; None: as files beside it say, a trained one does", bool
@@ -179,7 +187,7 @@ def _text(vocab_size: int, masked: bool) -> Keys:
     return {
         "seq_len": Key(128, "tokens of an example"),
         "text_key": Key("text", "the key of a JSON line, feature or column that holds the text"),
-        **(rate if masked else {}),
+        **(of_masked if masked else {}),
         "cache_dir": Key(None, "where packed tokens are kept, None for the user's cache", str),
         "tokenizer": {
             "vocab_size": Key(vocab_size, "tokens of one that is trained on the corpus"),
@@ -192,7 +200,7 @@ def _text(vocab_size: int, masked: bool) -> Keys:
 def _images() -> Keys:
     return {
         "image_key": Key("image", "the feature of TFDS that holds the image"),
-        "label_key": Key("label", "the feature of TFDS that holds the class"),
+        "label_key": Key("label", "the one that holds the class, None for images alone", str),
         "on_corrupt": Key("error", '"error" ends training, "skip" trains on the next image'),
         "eval_crop": Key(1.0, "share of the shorter side that the centre crop keeps, in (0, 1]"),
         "augment": {

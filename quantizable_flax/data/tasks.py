@@ -5,8 +5,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from quantizable_flax.data.kinds import CAUSAL_TEXT, IMAGES, MASKED_TEXT, kind_of
+from quantizable_flax.data.kinds import (
+    CAUSAL_TEXT,
+    IMAGES,
+    LABELLED_TEXT,
+    MASKED_TEXT,
+    TEXT_ROWS,
+    kind_of,
+)
 from quantizable_flax.data.task import Task
+from quantizable_flax.data.text.rows import LabelledTextTask, RowsTask
 from quantizable_flax.data.text.task import CausalLmTask, MaskedLmTask
 
 
@@ -32,5 +40,7 @@ def _images(config: ConfigDict, assets: Mapping[str, Any] | None) -> Task:
 _TASKS: dict[str, Callable[[ConfigDict, Mapping[str, Any] | None], Task]] = {
     MASKED_TEXT: MaskedLmTask,
     CAUSAL_TEXT: CausalLmTask,
+    TEXT_ROWS: RowsTask,
+    LABELLED_TEXT: LabelledTextTask,
     IMAGES: _images,
 }
