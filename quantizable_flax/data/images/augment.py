@@ -14,6 +14,7 @@ from quantizable_flax.data.images.decode import CHANNELS, open_image, to_array
 from quantizable_flax.data.images.erase import erased
 from quantizable_flax.data.images.rand_augment import MAX_MAGNITUDE, rand_augment
 from quantizable_flax.data.images.stand_ins import readable
+from quantizable_flax.data.kinds import images_have_labels
 from quantizable_flax.data.task import Example
 from quantizable_flax.errors import UserError
 
@@ -38,6 +39,7 @@ class Recipe:
     erase_max_area: float
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
+    labelled: bool
 
 
 class AugmentImage(grain.transforms.RandomMap):
@@ -52,7 +54,7 @@ class AugmentImage(grain.transforms.RandomMap):
         self._recipe = recipe
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> Example:
-        """Returns `images`, uint8 [S, S, C], and `labels`, int32.
+        """Returns `images`, uint8 [S, S, C], and `labels`, int32, where images have some.
 
         Raises:
           UserError: a corrupt image, with its name, unless another takes its place.
@@ -71,7 +73,7 @@ class AugmentImage(grain.transforms.RandomMap):
         if recipe.erase_probability and rng.random() < recipe.erase_probability:
             areas = (recipe.erase_min_area, recipe.erase_max_area)
             image_HxWxC = erased(image_HxWxC, areas, recipe.pixel_mean, recipe.pixel_std, rng)
-        return _example(image_HxWxC, element)
+        return _example(image_HxWxC, element, recipe)
 
 
 class PrepareImage(grain.transforms.Map):
@@ -81,7 +83,7 @@ class PrepareImage(grain.transforms.Map):
         self._recipe = recipe
 
     def map(self, element: dict[str, Any]) -> Example:
-        """Returns `images`, uint8 [S, S, C], and `labels`, int32.
+        """Returns `images`, uint8 [S, S, C], and `labels`, int32, where images have some.
 
         Raises:
           UserError: a corrupt image, with its name, unless another takes its place.
@@ -93,7 +95,7 @@ class PrepareImage(grain.transforms.Map):
         opened = open_image(element["image"], name)
         size, crop = recipe.image_size, recipe.eval_crop
         image = crops.centred(opened, size, crop, recipe.channels, name)
-        return _example(to_array(image), element)
+        return _example(to_array(image), element, recipe)
 
 
 def _augmented(image: Image.Image, recipe: Recipe, rng: np.random.Generator) -> Image.Image:
@@ -109,7 +111,9 @@ def _augmented(image: Image.Image, recipe: Recipe, rng: np.random.Generator) -> 
     return image
 
 
-def _example(image_HxWxC: np.ndarray, element: dict[str, Any]) -> Example:
+def _example(image_HxWxC: np.ndarray, element: dict[str, Any], recipe: Recipe) -> Example:
+    if not recipe.labelled:
+        return {"images": image_HxWxC}
     return {"images": image_HxWxC, "labels": np.asarray(element["label"], dtype=np.int32)}
 
 
@@ -156,6 +160,7 @@ def make_recipe(config: ConfigDict) -> Recipe:
         eval_crop=data.eval_crop,
         pixel_mean=mean,
         pixel_std=std,
+        labelled=images_have_labels(config),
         **augment.to_dict(),
     )
 

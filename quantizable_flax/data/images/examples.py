@@ -4,6 +4,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from quantizable_flax.data.images.layout import NO_CLASS
 from quantizable_flax.data.images.pool import Pool, normalised, random_positions
 from quantizable_flax.data.splits import VALIDATION_SPLITS
 from quantizable_flax.data.task import Source
@@ -16,13 +17,18 @@ class LabelledImages:
     Args:
       examples: dicts by key.
       title: what messages call the split.
-      keys: of the image and of the label.
+      keys: of the image and of the label; None where the images have none, then all are 0.
       num_classes: how many labels there are.
       mend: what to do about a corrupt image.
     """
 
     def __init__(
-        self, examples: Source, title: str, keys: tuple[str, str], num_classes: int, mend: str
+        self,
+        examples: Source,
+        title: str,
+        keys: tuple[str, str | None],
+        num_classes: int,
+        mend: str,
     ):
         self._examples, self._title, self._mend = examples, title, mend
         self._image_key, self._label_key = keys
@@ -34,9 +40,10 @@ class LabelledImages:
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._examples[index]
         name = f"example {index} of {self._title}"
+        key = self._label_key
         return {
             "image": example[self._image_key],
-            "label": self._label(example[self._label_key], name),
+            "label": 0 if key is None else self._label(example[key], name),
             "name": name,
             "mend": self._mend,
         }
@@ -60,13 +67,17 @@ class LabelledImages:
 def labelled_pool(
     examples: Source,
     title: str,
-    keys: tuple[str, str],
+    keys: tuple[str, str | None],
     names: Sequence[str] | None,
-    num_classes: int,
+    num_classes: int | None,
     mend: str,
 ) -> Pool:
-    """Returns the images of a split; where no class has a name, its number is one."""
-    classes = tuple(map(normalised, names or map(str, range(num_classes))))
+    """Returns the images of a split; where no class has a name, its number is one.
+
+    Where `num_classes` is None, so is the key of the label, and all are of NO_CLASS.
+    """
+    numbers = [NO_CLASS] if num_classes is None else map(str, range(num_classes))
+    classes = tuple(map(normalised, names or numbers))
     source = LabelledImages(examples, title, keys, len(classes), mend)
     return Pool(source, classes, random_positions(len(examples)))
 

@@ -13,6 +13,7 @@ from quantizable_flax.data.images.layout import (
     Classes,
     ImageFile,
     read_layout,
+    read_unlabelled,
 )
 from quantizable_flax.data.images.pool import Pool
 from quantizable_flax.data.paths import matched
@@ -52,15 +53,20 @@ class ImageFiles:
 class FileDataset:
     """What comma-separated folders, tars and globs hold; reads their listings once.
 
+    Args:
+      patterns: of their paths.
+      option: what messages call that.
+      labelled: whether the folders of images are classes; else all are of one, NO_CLASS.
+
     Attributes:
       has_validation: whether the files have a validation split of their own.
     """
 
-    def __init__(self, patterns: str, option: str):
+    def __init__(self, patterns: str, option: str, *, labelled: bool = True):
         self._option = option
         self.paths = expand(patterns, option)
         containers = [open_container(path, option) for path in self.paths]
-        listing = read_layout(containers)
+        listing = (read_layout if labelled else read_unlabelled)(containers)
         self._pools = {split: _make_pool(containers, images) for split, images in listing.items()}
         self.has_validation = "train" in self._pools and len(self._pools) > 1
 

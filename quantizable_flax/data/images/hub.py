@@ -13,24 +13,26 @@ from quantizable_flax.errors import UserError, nearest
 _IMAGE_KEY, _LABEL_KEY = "image", "label"
 
 
-def hub_dataset(name: str, data_cfg: ConfigDict, num_classes: int) -> SplitDataset:
+def hub_dataset(name: str, data_cfg: ConfigDict, num_classes: int | None) -> SplitDataset:
     """Returns the splits of a dataset of the hub, see `data.hub.split_names`.
 
     Its columns are data.image_key and data.label_key; where these are the defaults and there is
-    no such column, the first with images and the first with names of classes. Raises UserError for
-    a dataset or a column that is not there.
+    no such column, the first with images and the first with names of classes. With `num_classes`
+    None, the images have no labels. Raises UserError for a dataset or a column that is not there.
     """
     title = f"the dataset {name}"
 
     def pool(split: str) -> Pool:
         columns = hub.columns(name, split)
         image = _column(columns, "image_key", data_cfg.image_key, _IMAGE_KEY, (hub.IMAGE,), title)
+        where, mend = f"the {split} split of {title}", "take the dataset anew"
+        if num_classes is None:
+            examples = hub.open_split(name, split, (image,))
+            return labelled_pool(examples, where, (image, None), None, None, mend)
         kinds = (hub.CLASS, hub.INTEGER)
         label = _column(columns, "label_key", data_cfg.label_key, _LABEL_KEY, kinds, title)
         examples = hub.open_split(name, split, (image, label))
         names = hub.class_names(name, split, label)
-        where = f"the {split} split of {title}"
-        mend = "take the dataset anew"
         return labelled_pool(examples, where, (image, label), names, num_classes, mend)
 
     return SplitDataset(title, hub.split_names(name), pool)

@@ -1,4 +1,7 @@
-"""Which image belongs to which class and split: `class/image` or `split/class/image`."""
+"""Which image belongs to which class and split: `class/image` or `split/class/image`.
+
+Where no classes are asked for, an image may lie anywhere, in a split or not.
+"""
 
 import collections
 import logging
@@ -24,6 +27,7 @@ _UNREAD = (
 TRAIN_SPLITS = ("train",)
 SPLITS = TRAIN_SPLITS + VALIDATION_SPLITS
 _NO_SPLIT = ""
+NO_CLASS = ""
 
 
 class ImageFile(NamedTuple):
@@ -74,14 +78,51 @@ def read_layout(containers: list[Container]) -> dict[str, Classes]:
     for split, name, error in empty:
         if not splits.get(split, {}).get(name):  # Another container may hold them.
             raise error
+    _check_one_layout(splits, containers, "class/image next to split/class/image")
+    _warn_unread(unread)
+    return splits
+
+
+def read_unlabelled(containers: list[Container]) -> dict[str, Classes]:
+    """Returns the images of all containers by split, all under NO_CLASS.
+
+    The split is the outermost folder with the name of one; other folders make no difference.
+
+    Raises:
+      UserError: a container without images, or images in splits beside others in none.
+    """
+    splits: dict[str, Classes] = {}
+    unread: list[str] = []
+    for number, container in enumerate(containers):
+        contents = _contents(container)
+        if not contents.images:
+            found = f"only files such as {min(contents.others.values(), default='')}"
+            raise UserError(
+                f"expected images ({', '.join(EXTENSIONS)}) in {container.path}, found "
+                f"{found if contents.others else 'none'}; add some or name another folder"
+            )
+        for entry in contents.images:
+            folders = entry.name.split("/")[:-1]
+            split = next((folder for folder in folders if folder in SPLITS), _NO_SPLIT)
+            images = splits.setdefault(split, {}).setdefault(NO_CLASS, [])
+            images.append(ImageFile(number, entry))
+        unread += map(container.describe, contents.unread)
+    _check_one_layout(splits, containers, f"images in {' or '.join(SPLITS)} and others beside them")
+    _warn_unread(unread)
+    return splits
+
+
+def _check_one_layout(splits: dict[str, Classes], containers: list[Container], found: str) -> None:
     if _NO_SPLIT in splits and len(splits) > 1:
         raise UserError(
-            "expected one layout in all files, found class/image next to split/class/image in "
+            f"expected one layout in all files, found {found} in "
             f"{', '.join(container.path for container in containers)}; name files of one layout"
         )
+
+
+def _warn_unread(unread: list[str]) -> None:
     if unread:
         _log.warning("%s", _unread_message(unread))
-    return splits
 
 
 def _contents(container: Container) -> _Contents:

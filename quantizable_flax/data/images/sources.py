@@ -11,6 +11,7 @@ from quantizable_flax.data.images.files import FileDataset, expand
 from quantizable_flax.data.images.hub import hub_dataset
 from quantizable_flax.data.images.pool import Pool
 from quantizable_flax.data.images.tfds import tfds_dataset
+from quantizable_flax.data.kinds import images_have_labels
 from quantizable_flax.data.paths import check_disjoint
 from quantizable_flax.errors import UserError, nearest
 
@@ -60,29 +61,31 @@ def opener(config: ConfigDict) -> Callable[[], Dataset]:
             f"expected data.files to be empty for data.source={name!r}, found {data.files!r}; "
             "leave one of them out"
         )
+    labelled = images_have_labels(config)
     if prefix is not None:
-        return lambda: _DATASETS[prefix](name[len(prefix) :], data, config.model.num_classes)
+        count = config.model.num_classes if labelled else None
+        return lambda: _DATASETS[prefix](name[len(prefix) :], data, count)
     if name == "embedded":
         return _DigitDataset
-    return lambda: _open_files(data)
+    return lambda: _open_files(data, labelled)
 
 
-def _open_files(data: ConfigDict) -> FileDataset:
+def _open_files(data: ConfigDict, labelled: bool) -> FileDataset:
     if not data.files:
         raise UserError(
             "expected data.files for data.source='folder', found it empty; set it to folders "
             "or tars of images, or data.source to 'embedded'"
         )
-    return FileDataset(data.files, "data.files")
+    return FileDataset(data.files, "data.files", labelled=labelled)
 
 
-def open_validation_files(data: ConfigDict) -> Pool:
-    """Returns the images of data.validation_files.
+def open_validation_files(data: ConfigDict, *, labelled: bool) -> Pool:
+    """Returns the images of data.validation_files, with their classes or without.
 
     Raises:
       UserError: files that cannot be read, or that are also in data.files.
     """
-    files = FileDataset(data.validation_files, "data.validation_files")
+    files = FileDataset(data.validation_files, "data.validation_files", labelled=labelled)
     if data.files:
         check_disjoint(expand(data.files, "data.files"), files.paths)
     return files.validation()

@@ -13,6 +13,7 @@ from quantizable_flax.data.images.decode import UnreadableImageError, load_image
 from quantizable_flax.data.images.pool import Pool, normalised
 from quantizable_flax.data.images.sources import Dataset, open_validation_files, opener
 from quantizable_flax.data.images.stand_ins import CHOICES, TrainingImages
+from quantizable_flax.data.kinds import images_have_labels
 from quantizable_flax.data.splits import validation_fraction
 from quantizable_flax.data.task import SPLITS, Source, Task, Transform
 from quantizable_flax.errors import UserError, check_choice, nearest
@@ -20,6 +21,8 @@ from quantizable_flax.errors import UserError, check_choice, nearest
 
 class ImageTask(Task):
     """Examples {"images": uint8 [S, S, C], "labels": int32}; fillers are black and of class 0.
+
+    Without labels, as of a model without classes, images need no folders of classes.
 
     Args:
       config: a whole configuration; its `data` and `model` are used.
@@ -33,25 +36,28 @@ class ImageTask(Task):
 
     def __init__(self, config: ConfigDict, assets: Mapping[str, Any] | None = None):
         self._data, self._num_classes = config.data, config.model.num_classes
+        self._labelled = images_have_labels(config)
         self._recipe = make_recipe(config)
         self.repeats = self._recipe.repeats
         self._open = opener(config)
         self._fraction = validation_fraction(config.data)
         check_choice("data.on_corrupt", config.data.on_corrupt, CHOICES)
         self._known: tuple[str, ...] | None = None
-        if assets is not None:
+        if assets is not None and self._labelled:
             self._known = _classes_of(assets)
             self._check_count(self._known)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The name of each label."""
+        """The name of each label, none where images have no labels."""
+        if not self._labelled:
+            return ()
         return self._train.classes if self._known is None else self._known
 
     @property
     def assets(self) -> dict[str, Any]:
-        """The names of the classes, in the order of the labels."""
-        return {"classes": list(self.classes)}
+        """The names of the classes, in the order of the labels, where images have some."""
+        return {"classes": list(self.classes)} if self._labelled else {}
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -100,6 +106,8 @@ class ImageTask(Task):
     @functools.cached_property
     def _train(self) -> Pool:
         pool = self._dataset.train()
+        if not self._labelled:
+            return pool
         self._check_count(pool.classes)
         if self._known is None:
             return pool
@@ -113,9 +121,11 @@ class ImageTask(Task):
     @functools.cached_property
     def _validation(self) -> Pool:
         if self._data.validation_files:
-            pool = open_validation_files(self._data)
+            pool = open_validation_files(self._data, labelled=self._labelled)
         else:
             pool = self._dataset.validation()
+        if not self._labelled:
+            return pool
         known = set(self.classes)
         unknown = [name for name in pool.classes if name not in known]
         if unknown:

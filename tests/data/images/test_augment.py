@@ -200,4 +200,5 @@ def test_the_recipe_has_every_setting():
         "erase_max_area": 1 / 3,
         "pixel_mean": (0.5,),
         "pixel_std": (0.25,),
+        "labelled": True,
     }
