@@ -11,6 +11,8 @@ from quantizable_flax.data.tasks import make_task
 from quantizable_flax.data.text import subword
 from quantizable_flax.data.text.tokenizer import Tokenizer
 
+from .heads import SEQ_LEN, with_head
+
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "quantized", "heads"]
 
 
@@ -83,5 +85,28 @@ def make_text_task(tokenizer, byte_tokenizer):
     def make(config: ConfigDict):
         chosen = tokenizer if config.model.name == "bert" else byte_tokenizer
         return make_task(config, {"tokenizer": json.loads(chosen.to_json())})
+
+    return make
+
+
+@pytest.fixture
+def labelled_config(make_config):
+    """Returns make_config of a classifier of 3 classes, whose data have them under `label`."""
+
+    def make(num_classes=3, **overrides):
+        config = make_config(**{"label_key": "label", "seq_len": SEQ_LEN, **overrides})
+        return with_head(config, "classifier", num_classes)
+
+    return make
+
+
+@pytest.fixture
+def make_task_of(labelled_config, tokenizer):
+    """Returns the function from keywords of labelled_config, and the names of a checkpoint."""
+
+    def make(num_classes=3, classes=None, **overrides):
+        assets = {"tokenizer": json.loads(tokenizer.to_json())}
+        names = {} if classes is None else {"classes": classes}
+        return make_task(labelled_config(num_classes, **overrides), assets | names)
 
     return make

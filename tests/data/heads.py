@@ -3,6 +3,7 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+SEQ_LEN = 24  # of labelled text: shorter than some of it
 
 
 def with_head(config, head, num_classes=0):

@@ -3,9 +3,7 @@
 import json
 
 import datasets
-import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 from quantizable_flax.config import default_config
 from quantizable_flax.data.fingerprint import difference
@@ -13,53 +11,11 @@ from quantizable_flax.data.pipeline import eval_batches, train_iterator
 from quantizable_flax.data.specs import batch_specs
 from quantizable_flax.data.tasks import make_task
 from quantizable_flax.data.text.documents import iter_documents
-from quantizable_flax.errors import UserError
 
 from .batches import assert_continues, joined, take
-from .conftest import random_documents
-from .heads import with_head
-from .tfds_builders import build
-
-NAMES = ["neutral", "bad", "good"]  # in an order of their own
-TEXTS = random_documents(120, seed=7)
-NUMBERS = [len(text) % 3 for text in TEXTS]
-NAMED = [NAMES[number] for number in NUMBERS]
-
-
-def write_jsonl(path, texts, labels, key="label"):
-    rows = ({"text": text, key: label} for text, label in zip(texts, labels, strict=True))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def rows_of(labels, feature=None):
-    found = datasets.Dataset.from_dict({"text": TEXTS, "label": labels})
-    return found if feature is None else found.cast_column("label", feature)
-
-
-@pytest.fixture
-def labelled_config(make_config):
-    def make(num_classes=3, **overrides):
-        config = make_config(**{"label_key": "label", "seq_len": 24, **overrides})
-        return with_head(config, "classifier", num_classes)
-
-    return make
-
-
-@pytest.fixture
-def make_task_of(labelled_config, tokenizer):
-    def make(num_classes=3, classes=None, **overrides):
-        assets = {"tokenizer": json.loads(tokenizer.to_json())}
-        names = {} if classes is None else {"classes": classes}
-        return make_task(labelled_config(num_classes, **overrides), assets | names)
-
-    return make
-
-
-def expect_error(call, pattern):
-    with pytest.raises(UserError, match=pattern) as caught:
-        call()
-    assert "\n" not in str(caught.value)
+from .heads import SEQ_LEN, with_head
+from .images.conftest import expect_error
+from .labelled import NAMED, NAMES, NUMBERS, TEXTS, build_tfds, rows_of, write_jsonl
 
 
 def labels_by_text(task, split="train"):
@@ -75,29 +31,18 @@ def labels_by_text(task, split="train"):
 
 
 def expected_labels(task, numbers, texts=TEXTS):
-    tokenizer, T = task.tokenizer, task.source("train")[0].shape[0] - 2
+    tokenizer = task.tokenizer
     found = {}
     for ids, number in zip(tokenizer.encode_batch(list(texts)), numbers, strict=True):
-        row = (*tokenizer.prefix_ids, *ids[: T - 2], *tokenizer.suffix_ids)
+        row = (*tokenizer.prefix_ids, *ids[: SEQ_LEN - 2], *tokenizer.suffix_ids)
         found[tokenizer.decode(row)] = number
     return found
 
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
-    path = str(tmp_path_factory.mktemp("tfds"))
-    kinds = {
-        "declared": (tfds.features.ClassLabel(names=NAMES), NUMBERS),
-        "counted": (tfds.features.ClassLabel(num_classes=3), NUMBERS),
-        "named": (tfds.features.Text(), NAMED),
-        "numbered": (tfds.features.Scalar(np.int64), NUMBERS),
-        "measured": (tfds.features.Scalar(np.float32), NUMBERS),
-    }
-    for name, (feature, labels) in kinds.items():
-        rows = [{"text": t, "label": x} for t, x in zip(TEXTS, labels, strict=True)]
-        features = {"text": tfds.features.Text(), "label": feature}
-        build(path, name, {"train": rows}, features=features)
-    return path
+    folder = tmp_path_factory.mktemp("tfds")
+    return build_tfds(folder, "declared", "counted", "named", "numbered")
 
 
 @pytest.fixture
@@ -234,20 +179,11 @@ def test_other_classes_do_not_find_the_rows_of_before(places, make_task_of):
         assert after == {text: 2 - label for text, label in before.items()}
 
 
-def test_validation_alone_needs_no_training_text(make_task_of, tmp_path, monkeypatch):
+def test_validation_alone_needs_no_training_text(make_task_of, tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS, NUMBERS)
     task = make_task_of(validation_files=path)
-    assert labels_by_text(task, "validation").keys() == expected_labels_keys(task)
+    assert labels_by_text(task, "validation") == expected_labels(task, NUMBERS)
     expect_error(lambda: task.source("train"), "found the embedded corpus, which has none; set")
-
-
-def expected_labels_keys(task):
-    tokenizer = task.tokenizer
-    rows = (
-        (*tokenizer.prefix_ids, *ids[:22], *tokenizer.suffix_ids)
-        for ids in tokenizer.encode_batch(TEXTS)
-    )
-    return {tokenizer.decode(row) for row in rows}
 
 
 def test_without_the_key_or_the_classifier_no_class_is_asked_for(
@@ -260,74 +196,3 @@ def test_without_the_key_or_the_classifier_no_class_is_asked_for(
         (batch,) = take(train_iterator(make_task(config, assets), batch_size=4, seed=0), 1)
         assert ("labels" in batch) == (head == "masked_lm")
     assert len(list(iter_documents(config.data, "train"))) > 50
-
-
-@pytest.mark.parametrize(
-    ("labels", "pattern"),
-    [
-        ([0, 1, None], r"under 'label' in .*a\.jsonl, line 3, found none; correct it"),
-        ([0, 1, 1.5], r"under 'label' in .*a\.jsonl, line 3, found float"),
-        ([0, True, 2], r"under 'label' in .*a\.jsonl, line 2, found bool"),
-        ([0, 1, 3], r"in 0\.\.2 in .*a\.jsonl, line 3, found 3; correct it, model\.num_classes"),
-        ([0, -1, 1], r"in 0\.\.2 in .*a\.jsonl, line 2, found -1"),
-        ([0, "bad", 1], r"the number of a class .*found the name 'bad' in .*a\.jsonl, line 2;"),
-        (["bad", "good", 1], r"the name of a class in .*a\.jsonl, line 3, .*found the number 1;"),
-        (["a", "b", "a"], r"in the training data as model\.num_classes, which is 3, found 2 cl"),
-    ],
-)
-def test_classes_that_cannot_be(make_task_of, tmp_path, labels, pattern):
-    path = write_jsonl(tmp_path / "a.jsonl", TEXTS[:3], labels)
-    expect_error(lambda: make_task_of(files=path, validation_fraction=0.0).source("train"), pattern)
-
-
-def test_names_that_nobody_knows(make_task_of, tmp_path):
-    files = write_jsonl(tmp_path / "a.jsonl", TEXTS, NAMED)
-    other = write_jsonl(tmp_path / "b.jsonl", TEXTS[:2], ["good", "god"])
-    task = make_task_of(files=files, validation_files=other)
-    pattern = r"one of the 3 classes, found 'god' in .*b\.jsonl, line 2 \(did you mean 'good'\?\)"
-    expect_error(lambda: task.source("validation"), pattern)
-    task = make_task_of(files=files, classes=["good", "bad", "best"])
-    expect_error(lambda: task.source("train"), "found 'neutral' in")
-    mixed = write_jsonl(tmp_path / "c.jsonl", TEXTS[:2], ["good", 1])
-    task = make_task_of(files=files, validation_files=mixed)
-    pattern = r"the name of a class as in the first .*found the number 1 in .*c\.jsonl, line 2"
-    expect_error(lambda: task.source("validation"), pattern)
-
-
-def test_lines_and_columns_without_the_key(make_task_of, tmp_path, tfds_dir):
-    files = write_jsonl(tmp_path / "a.jsonl", TEXTS, NAMED)
-    rows_of(NAMED).to_parquet(tmp_path / "a.parquet")
-    rows_of([1.5] * len(TEXTS)).to_parquet(tmp_path / "b.parquet")
-    advice = "set data.label_key to the one that holds the class"
-    for settings, pattern in (
-        ({"files": files}, rf"the key 'clas' in .*line 1, found the keys label, text; {advice}"),
-        ({"files": f"{tmp_path}/a.parquet"}, rf"the column 'clas' in .*a\.parquet, .*; {advice}"),
-        ({"source": "tfds:named", "tfds_dir": tfds_dir}, rf"the feature 'clas' in .*; {advice}"),
-    ):
-        task = make_task_of(label_key="clas", **settings)
-        expect_error(lambda task=task: task.source("train"), pattern)
-    task = make_task_of(files=f"{tmp_path}/b.parquet")
-    expect_error(lambda: task.source("train"), "'label' of .*b.parquet, found float64; set data.la")
-    task = make_task_of(source="tfds:measured", tfds_dir=tfds_dir)
-    expect_error(lambda: task.source("train"), "example 0 of the train split of .*found float;")
-
-
-def test_rows_without_a_class(make_task_of, tmp_path):
-    labels = [*NUMBERS[:-1], -1]  # as datasets have where there is no class
-    rows_of(labels, datasets.ClassLabel(names=NAMES)).save_to_disk(tmp_path / "data")
-    task = make_task_of(source=f"hf:{tmp_path}/data", validation_fraction=0.0)
-    where = f"row {len(TEXTS) - 1} of the train split of the dataset .*data"
-    expect_error(lambda: task.source("train"), f"{where}, found -1, which is none of its 3 classes")
-
-
-def test_plain_text_has_no_classes(make_task_of, tmp_path):
-    (tmp_path / "a.txt").write_text("the fox")
-    task = make_task_of(files=f"{tmp_path}/a.txt")
-    expect_error(lambda: task.source("train"), r"JSON lines or parquet .*found .*a\.txt, where no")
-    task = make_task_of(source="embedded")
-    expect_error(lambda: task.source("train"), "embedded corpus, which has none; set data.files to")
-
-
-@pytest.mark.parametrize("classes", [["a", "b"], "abc", [1, 2, 3], {"0": "a"}])
-def test_names_of_a_checkpoint_that_do_not_fit(make_task_of, classes):
-    expect_error(lambda: make_task_of(classes=classes), "names of classes in the checkpoint as mod")
