@@ -16,6 +16,7 @@ ORDER = (
     "config",
     "ptq",
     "data",
+    "pretrained",
     "runtime",
     "checkpoint",
     "evaluation",
@@ -33,6 +34,8 @@ DOORS = {
     "datasets": {"data/hub_library.py"},
     "matplotlib": {"evaluation/report.py"},
     "orbax": {"checkpoint/store.py"},
+    "safetensors": {"pretrained/safetensors_file.py"},
+    "huggingface_hub": {"pretrained/hub.py"},
 }
 
 
