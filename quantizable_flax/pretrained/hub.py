@@ -48,17 +48,26 @@ def _fetched(name: str, revision: str | None) -> Path:
     told = f"{name}@{revision}" if revision else name
     try:
         for weights in _WEIGHTS:  # the others would double what is fetched
-            folder = hub.snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=_CONFIG + weights,
-                ignore_patterns=_OTHERS,
-            )
-            if any(Path(folder).glob(weights[0])):
+            folder = _snapshot(hub, name, revision, _CONFIG + weights)
+            if any(folder.glob(weights[0])):
                 break
     except Exception as error:  # its own, those of HTTP, of validation and of the system
         raise _explained(hub, told, error) from None
-    return Path(folder)
+    return folder
+
+
+def _snapshot(hub: Any, name: str, revision: str | None, patterns: list[str]) -> Path:
+    try:
+        return Path(
+            hub.snapshot_download(
+                name, revision=revision, allow_patterns=patterns, ignore_patterns=_OTHERS
+            )
+        )
+    except hub.errors.LocalEntryNotFoundError as error:
+        # No network, and not all of it in the cache: others fetch less, which may be enough.
+        if folder := getattr(error, "snapshot_path", None):
+            return Path(folder)
+        raise
 
 
 def _explained(hub: Any, name: str, error: Exception) -> UserError:

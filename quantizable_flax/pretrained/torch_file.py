@@ -81,8 +81,8 @@ def _tensors(value: Any, path: Path) -> dict[str, Tensor]:
     keys = ", ".join(repr(key)[:40] for key in list(outer)[:4])
     found = f"a dict of {keys}" if outer else f"a {type(value).__name__}"
     raise UserError(
-        f"expected a state dict in {path}, alone or under {' or '.join(_INSIDE)}, found {found} "
-        "without tensors; save model.state_dict()"
+        f"expected a state dict with tensors in {path}, alone or under {' or '.join(_INSIDE)}, "
+        f"found {found}; save model.state_dict()"
     )
 
 

@@ -156,6 +156,14 @@ def test_answers_of_the_hub_become_one_sentence(sentence, monkeypatch):
     assert caught.value.__suppress_context__
 
 
+def test_without_a_network_what_is_in_the_cache_may_do(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise errors.IncompleteSnapshotError("README.txt is missing", str(tmp_path))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    assert resolve("org/name") == tmp_path
+
+
 def test_the_library_itself_without_a_network(tmp_path):
     program = (
         "from quantizable_flax.pretrained.hub import resolve\n"

@@ -96,3 +96,17 @@ def legacy(value: bytes, **storages: np.ndarray) -> bytes:
     keys = pickle.dumps([name.strip("_") for name in storages], 2)
     tail = [struct.pack("<q", array.size) + array.tobytes() for array in storages.values()]
     return b"".join([*head, value, keys, *tail])
+
+
+def tensor(*, numel=4, offset=0, shape=(2,), strides=(1,), kind=b"FloatStorage", rest=b""):
+    """A state dict of one tensor, as a pickle."""
+
+    def numbers(values):
+        return b"(" + b"".join(pickle.dumps(x, 2)[2:-1] for x in values) + b"t"
+
+    storage = b"(U\x07storagectorch\n" + kind + b"\nU\x010U\x03cpuJ" + numel.to_bytes(4, "little")
+    call = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"tQ"
+    return (
+        b"\x80\x02}U\x01x" + call + pickle.dumps(offset, 2)[2:-1] + numbers(shape)
+        + numbers(strides) + b"\x89}" + rest + b"tRs."
+    )  # fmt: skip
