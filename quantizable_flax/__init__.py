@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from quantizable_flax.nn.drop_in import attention_fn
     from quantizable_flax.nn.gate import GateConfig
     from quantizable_flax.nn.softmax import SoftmaxConfig, clipped_softmax, make_softmax, softmax
+    from quantizable_flax.pretrained.folder import from_pretrained
     from quantizable_flax.ptq.calibrate import calibrate
     from quantizable_flax.ptq.int8 import to_int8
     from quantizable_flax.quantization.spec import QuantSpec
@@ -33,6 +34,7 @@ __all__ = [
     "calibrate",
     "clipped_softmax",
     "default_config",
+    "from_pretrained",
     "from_state_dict",
     "load",
     "make_softmax",
@@ -51,6 +53,7 @@ _MODULES = {
     "errors": ("UserError",),
     "interop": ("from_state_dict", "to_state_dict"),
     "checkpoint.load": ("load",),
+    "pretrained.folder": ("from_pretrained",),
     "models.build": ("build_model", "with_quant"),
     "ptq.int8": ("to_int8",),
     "ptq.calibrate": ("calibrate",),

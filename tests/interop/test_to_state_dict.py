@@ -42,7 +42,7 @@ def assert_same(actual, expected):
     assert {x.dtype for x in jax.tree.leaves(actual)} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize("family", ("bert", "opt", "vit"))
+@pytest.mark.parametrize("family", ["bert", "opt", "vit"])
 def test_names_and_shapes_are_those_of_transformers_5(family):
     config, weights = case(family)
     assert_same(to_state_dict(from_state_dict(weights, config), config), weights)
