@@ -1,4 +1,4 @@
-"""A trained run as a model and its parameters, from the path alone."""
+"""A trained run, or a published model, as a model and its parameters, from the path alone."""
 
 import json
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from quantizable_flax import config as configuration
 from quantizable_flax.checkpoint import resume, store
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.build import build_model, with_config, with_quant
+from quantizable_flax.pretrained.folder import is_published, read_folder
 from quantizable_flax.ptq.trained import trained_model, trained_spec
 from quantizable_flax.quantization.spec import QuantSpec
 
@@ -25,7 +26,8 @@ class Run(NamedTuple):
       model: the Linen module.
       params: its parameters, float32, on this process's first device.
       assets: saved with the run: its tokenizer, or the names of its classes.
-      info: `step`, `train_seconds`, `versions`; of an INT8 model `quant`, its scheme.
+      info: `step`, `train_seconds`, `versions`; of an INT8 model `quant`, its scheme; of a
+        published model `published`, where it lies.
       ranges: the running ranges of quantization-aware training, None where there are none.
       trained_spec: the scheme that was trained, None for training in floating point.
     """
@@ -54,7 +56,8 @@ def load(path: str) -> tuple[nn.Module, Any]:
 
     Args:
       path: the workdir of a run, the folder of one step in its `checkpoints/`, or what
-        `quantizable_flax.export` wrote: that model runs on integers.
+        `quantizable_flax.export` wrote: that model runs on integers. The folder of a published
+        model is read as by `from_pretrained`, and so is `hf:org/name`.
 
     Raises:
       UserError: no checkpoint there, or none that can be read.
@@ -65,6 +68,10 @@ def load(path: str) -> tuple[nn.Module, Any]:
 
 def load_run(path: str) -> Run:
     """As `load`, with configuration, assets and notes."""
+    if is_published(path):
+        found = read_folder(path)
+        info = {"step": 0, "train_seconds": 0.0, "versions": {}, "published": path}
+        return Run(*found, info)
 
     def read(workdir, step: int) -> Run:
         notes = store.read_notes(workdir, step)
@@ -85,22 +92,29 @@ def _model(config: ConfigDict, info: Mapping[str, Any]) -> nn.Module:
     return with_quant(with_config(model, dtype=jnp.float32), QuantSpec.from_dict(info["quant"]))
 
 
-def override_run(run: Run, arguments: list[str]) -> None:
-    """Applies `--config.a.b=value` arguments to the configuration of a trained run.
+# What the files of a published model do not say, and no parameter depends on.
+UNSAID = ("softmax", "gamma", "zeta", "alpha", "gate_pooling", "gate_finetune", "gate_pi_init")
+
+
+def override_run(run: Run, arguments: list[str]) -> Run:
+    """Returns the run with `--config.a.b=value` arguments applied to its configuration, in place.
 
     Other `data.files` come without the run's own validation files.
 
     Raises:
-      UserError: as `config.override`, or a key of the model, which is trained already.
+      UserError: as `config.override`, or a key of the model, which is trained already; of a
+        published one, what its attention was trained with may be said.
     """
     keys = [argument.lstrip("-").partition("=")[0] for argument in arguments]
+    free = [f"config.model.attention.{key}" for key in UNSAID] if "published" in run.info else []
     for key in keys:
-        if key.startswith("config.model."):
+        if key.startswith("config.model.") and key not in free:
             raise UserError(f"--{key} cannot be changed: the model is trained already.")
     if "config.data.files" in keys:
         run.config.data.source = "auto"
         run.config.data.validation_files = None
     configuration.override(run.config, arguments)
+    return run._replace(model=build_model(run.config)) if any(k in free for k in keys) else run
 
 
 def row_names(runs: Mapping[str, Run]) -> list[str]:

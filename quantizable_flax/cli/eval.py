@@ -15,11 +15,10 @@ from quantizable_flax.checkpoint.load import (
     validation_history,
 )
 from quantizable_flax.cli import export, program
-from quantizable_flax.data.tasks import make_task
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluation import tables
 from quantizable_flax.evaluation.report import Subject, report, sensitivity_report
-from quantizable_flax.evaluation.study import Evaluator, result_row
+from quantizable_flax.evaluation.study import make_evaluator, result_row
 from quantizable_flax.ptq.settings import Setting, check_spec, make_spec, parse_setting
 from quantizable_flax.quantization.spec import BACKENDS
 from quantizable_flax.runtime import hosts
@@ -33,7 +32,12 @@ flags.disclaim_key_flags()  # --help shows them as those of the program
 
 def define_flags() -> None:
     """Declares the flags; not on import, for programs have flags of the same names."""
-    flags.DEFINE_multi_string("workdir", [], "A run to evaluate; give it several times.")
+    flags.DEFINE_multi_string(
+        "workdir",
+        [],
+        "A run to evaluate, or the folder of a published model (hf:org/name: of the hub); give it "
+        "several times.",
+    )
     flags.DEFINE_list(
         "quant",
         ["w8a8"],
@@ -81,8 +85,8 @@ def main(arguments: list[str]) -> None:
 
 def _run(workdirs: list[str], settings: list[Setting], overrides: list[str]) -> None:
     runs = {workdir: load_run(workdir) for workdir in workdirs}
-    for workdir, run in runs.items():  # every mistake shows before the first minute is spent
-        override_run(run, overrides)
+    for workdir in workdirs:  # every mistake shows before the first minute is spent
+        run = runs[workdir] = override_run(runs[workdir], overrides)
         if run.is_int8 and (settings or FLAGS.sensitivity or FLAGS.export_int8):
             raise UserError(f"{workdir} is an INT8 model already: evaluate it with --quant=none.")
         for setting in settings:
@@ -103,7 +107,7 @@ def _evaluate(runs: dict[str, Run], settings: list[Setting]) -> None:
     subjects, columns = [], [setting.name for setting in settings]
     for name, (workdir, run) in zip(row_names(runs), runs.items(), strict=True):
         logger.info("%s: step %d of %s", name, run.info["step"], workdir)
-        evaluator = _evaluator(run)
+        evaluator = make_evaluator(run)
         row = result_row(
             name,
             run.config,
@@ -133,14 +137,15 @@ def _write_report(subjects: list[Subject], columns: list[str], path: str) -> Non
 
 
 def _rank(run: Run, setting: Setting) -> None:
-    costs = _evaluator(run).sensitivity(setting)
+    evaluator = make_evaluator(run)
+    costs, unit = evaluator.sensitivity(setting), evaluator.metric.sensitivity_label
     if not hosts.is_first():
         return
     name = run.config.name or run.config.model.name
     with contextlib.ExitStack() as outputs:
-        outputs.callback(tables.print_costs, costs)
+        outputs.callback(tables.print_costs, costs, unit)
         if FLAGS.report:
-            page = sensitivity_report(name, setting.name, costs)
+            page = sensitivity_report(name, setting.name, costs, unit)
             outputs.callback(tables.write_text, page, FLAGS.report)
         if FLAGS.json:
             outputs.callback(tables.write_json, [cost._asdict() for cost in costs], FLAGS.json)
@@ -164,10 +169,6 @@ def _one(flag: str, runs: dict[str, Run], settings: list[Setting]) -> tuple[Run,
             f"{len(settings)}."
         )
     return next(iter(runs.values())), settings[0]
-
-
-def _evaluator(run: Run) -> Evaluator:
-    return Evaluator(run, make_task(run.config, run.assets))
 
 
 def run() -> None:

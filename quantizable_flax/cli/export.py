@@ -8,9 +8,8 @@ from etils import epath
 from quantizable_flax.checkpoint import export
 from quantizable_flax.checkpoint.load import Run, load_run, override_run
 from quantizable_flax.cli import program
-from quantizable_flax.data.tasks import make_task
 from quantizable_flax.errors import UserError, check_choice
-from quantizable_flax.evaluation.study import Evaluator
+from quantizable_flax.evaluation.study import make_evaluator
 from quantizable_flax.ptq.int8 import count_products
 from quantizable_flax.ptq.settings import Setting, check_spec, make_spec, parse_setting
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
@@ -55,7 +54,7 @@ def main(arguments: list[str]) -> None:
     use_compilation_cache()
     run = load_run(workdir)
     logger.info("step %d of %s, to %s", run.info["step"], workdir, FLAGS.to)
-    override_run(run, overrides)
+    run = override_run(run, overrides)
     if run.is_int8:
         raise UserError(f"{workdir} is an INT8 model already: export the run that it came from.")
     check_spec(run.model, make_spec(run.config, setting))
@@ -78,7 +77,7 @@ def write_int8(
       UserError: a setting that leaves no product of integers, or data that cannot be read.
     """
     _check_integers(setting, make_spec(run.config, setting))
-    evaluator = Evaluator(run, make_task(run.config, run.assets))
+    evaluator = make_evaluator(run)
     model, params = evaluator.int8(setting, seed)
     integers, floats = count_products(model, params)
     logger.info("matrix products: %d of integers, %d in floating point", integers, floats)

@@ -94,6 +94,14 @@ def shared_keys() -> Keys:
         "eval": {
             "batch_size": Key(32, "examples of a batch, in validation too"),
             "batches": Key(0, "batches to evaluate on, 0 for the whole split"),
+            "metric": Key(
+                "auto",
+                'what judges a model: "auto", its own metric, or fidelity to `reference` where it '
+                'has no head or the data have no labels; "fidelity" always',
+            ),
+            "reference": Key(
+                None, "run or folder to which fidelity is measured, None for the model itself", str
+            ),
             "perplexity": Key(
                 "token", '"token" weighs labels alike, "published" averages the means of batches'
             ),

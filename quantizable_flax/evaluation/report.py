@@ -42,12 +42,12 @@ class Subject(NamedTuple):
     history: list[tuple[int, float]]
 
 
-def sensitivity_report(name: str, setting: str, costs: Sequence[SiteCost]) -> str:
+def sensitivity_report(name: str, setting: str, costs: Sequence[SiteCost], unit: str) -> str:
     """Returns a page with what each site costs alone; the figure shows the dearest of them."""
     shown = list(costs[:SHOWN_SITES])[::-1]
     figure, axis = plt.subplots(figsize=(10, 1 + 0.25 * len(shown)), layout="constrained")
     axis.barh([cost.site for cost in shown], [cost.increase for cost in shown])
-    axis.set_xlabel("loss increase with this site alone quantized (nats)")
+    axis.set_xlabel(f"{unit} with this site alone quantized")
     lines = "".join(
         f"<tr><td{LEFT}>{html.escape(cost.site)}</td><td>{cost.increase:+.6f}</td></tr>"
         for cost in costs
@@ -62,10 +62,11 @@ def report(subjects: list[Subject], bits: list[str]) -> str:
     parts = [
         "<h1>Outliers and INT8 quality</h1>",
         _table(rows, bits),
-        "<p>Perplexity (lower is better) or top-1 accuracy (higher is better) on the validation "
-        "split. Quantized columns: mean ± standard deviation over calibration seeds. Infinity norm "
-        "and kurtosis are taken over each family's outputs, FFN outputs and LayerNorms: the "
-        "largest infinity norm, the mean kurtosis (a normal distribution has 3).</p>",
+        "<p>Perplexity (lower is better), top-1 accuracy (higher is better), or the cosine of the "
+        "embeddings to the reference's (1 is equal), on the validation split. Quantized columns: "
+        "mean ± standard deviation over calibration seeds. Infinity norm and kurtosis are taken "
+        "over each family's outputs, FFN outputs and LayerNorms: the largest infinity norm, the "
+        "mean kurtosis (a normal distribution has 3).</p>",
         "<h2>Where the outliers are</h2>",
         _image(_norm_figure(subjects)),
     ]

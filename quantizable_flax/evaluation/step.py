@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -28,11 +28,12 @@ class Metrics:
     """What one pass over a split gives.
 
     Attributes:
-      loss: nats per labelled item, averaged as asked.
+      loss: nats per labelled item, averaged as asked; nan where fidelity is measured instead.
       accuracy: share of the labels whose logit is above all others, in [0, 1].
       value: the model's metric, e.g. perplexity.
       outliers: max_inf_norm, avg_kurtosis, max_kurtosis; empty without statistics.
       sites: mean of each published statistic, `site:statistic` -> value.
+      fidelity: to a reference, see `evaluation/fidelity.py`, None where labels are scored.
     """
 
     loss: float
@@ -40,6 +41,7 @@ class Metrics:
     value: float
     outliers: dict[str, float]
     sites: dict[str, float]
+    fidelity: Any = None
 
 
 def make_eval_step(
@@ -104,24 +106,36 @@ def evaluate(
       UserError: no batch, no label, or an unknown averaging.
     """
     check_choice("eval.perplexity", averaging, AVERAGINGS)
-    sums, running = [], None
+    sums = list(stream(step, params, batches, ranges, label, place))
+    loss = _mean_loss(sums, averaging)
+    accuracy = math.fsum(part["correct"] for part in sums) / math.fsum(
+        part["labels"] for part in sums
+    )
+    means = mean_stats(sums, kurtosis_batches or len(sums))
+    return Metrics(
+        loss, accuracy, metric.value(loss, accuracy), summarise(means) if means else {}, means
+    )
+
+
+def stream(
+    step: Callable,
+    params: Any,
+    batches: Iterable[Batch],
+    ranges: Any,
+    label: str,
+    place: Callable[[Batch], Batch] | None,
+) -> Iterator[dict[str, Any]]:
+    """Yields what the step gives of each batch, on the host; arguments as in `evaluate`."""
+    running = None
     hidden = None if jax.process_index() == 0 else True  # None: shown on a terminal
     for batch in tqdm(batches, desc=label, unit="batch", leave=False, disable=hidden):
         placed = place(batch) if place else {k: jnp.asarray(v) for k, v in batch.items()}
         following = step(params, ranges or {}, placed)
         if running is not None:
-            sums.append(jax.device_get(running))  # one step late, so the device never waits
+            yield jax.device_get(running)  # one step late, so the device never waits
         running = following
     if running is not None:
-        sums.append(jax.device_get(running))
-    loss = _mean_loss(sums, averaging)
-    accuracy = math.fsum(part["correct"] for part in sums) / math.fsum(
-        part["labels"] for part in sums
-    )
-    means = _mean_stats(sums, kurtosis_batches or len(sums))
-    return Metrics(
-        loss, accuracy, metric.value(loss, accuracy), summarise(means) if means else {}, means
-    )
+        yield jax.device_get(running)
 
 
 def _mean_loss(sums: list[dict[str, Any]], averaging: str) -> float:
@@ -138,7 +152,8 @@ def _mean_loss(sums: list[dict[str, Any]], averaging: str) -> float:
     return float(loss.sum() / labels.sum())
 
 
-def _mean_stats(sums: list[dict[str, Any]], kurtosis_batches: int) -> dict[str, float]:
+def mean_stats(sums: list[dict[str, Any]], kurtosis_batches: int) -> dict[str, float]:
+    """Means over examples of the statistics that a step summed, the kurtosis over some batches."""
     means = {}
     for name in sums[0].get("stats", {}):
         seen = sums[:kurtosis_batches] if name.endswith(":kurtosis") else sums

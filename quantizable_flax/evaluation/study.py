@@ -13,22 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from quantizable_flax.checkpoint.load import Run
+from quantizable_flax.checkpoint.load import Run, load_run
 from quantizable_flax.config import default_config
 from quantizable_flax.data.calibration_batches import calibration_batches
 from quantizable_flax.data.pipeline import eval_batches
 from quantizable_flax.data.share import WHOLE
 from quantizable_flax.data.task import Task
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.evaluation.judge import ByFidelity, ByLabels, Judge, by_fidelity
 from quantizable_flax.evaluation.outliers import outlier_sites
-from quantizable_flax.evaluation.step import Metrics, evaluate, make_eval_step
+from quantizable_flax.evaluation.step import Metrics
 from quantizable_flax.models.build import attention_label, check_length, with_config, with_quant
+from quantizable_flax.models.metric import FIDELITY, Metric
 from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.ptq.int8 import count_products, to_int8
 from quantizable_flax.ptq.sensitivity import SiteCost, sensitivity
 from quantizable_flax.ptq.settings import Setting, make_spec, parse_setting
 from quantizable_flax.ptq.smoothquant import smooth
 from quantizable_flax.quantization.learned import without_grids
-from quantizable_flax.runtime.mesh import batch_share, make_mesh, put_batch, put_whole
+from quantizable_flax.runtime.mesh import batch_share, make_mesh
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,17 @@ class Evaluator:
       metric: the model's, e.g. perplexity.
     """
 
-    def __init__(self, run: Run, task: Task):
+    def __init__(self, run: Run, task: Task, reference: Run | None = None):
+        """Opens the validation split.
+
+        Args:
+          run: the model.
+          task: its data.
+          reference: what fidelity is measured to, None for the model itself.
+
+        Raises:
+          UserError: sequences longer than the model's positions, or data that cannot be read.
+        """
         config, model = run.config, run.model
         check_length(config)
         self.config, self._run, self._task = config, run, task
@@ -57,9 +70,10 @@ class Evaluator:
         self._model = with_config(model, dtype=jnp.float32)
         if not run.is_int8:
             self._model = with_quant(self._model, None)
-        self.metric = model.metric
         several = jax.device_count() > 1
         self._mesh = make_mesh(default_config().mesh) if several else None
+        self._judge = self._make_judge(model.metric, reference)
+        self.metric = self._judge.metric
         self._batches = eval_batches(
             task,
             batch_size=config.eval.batch_size,
@@ -73,15 +87,19 @@ class Evaluator:
     def fp(self) -> Metrics:
         """The metrics of the model as it was trained, with outliers."""
         logger.info("evaluating the model as it is")
-        step = make_eval_step(self._model, outlier_sites(self._model, self.config.eval.outliers))
-        return self._evaluate(self._model, self._params, {}, step, label="evaluating")
+        step = self._judge.step(self._model, outlier_sites(self._model, self.config.eval.outliers))
+        return self._judge(step, self._params, self._batches, {}, label="evaluating")
 
     def quantized(self, setting: Setting, seeds: int, backend: str = "simulated") -> list[float]:
-        """The metric in one setting, one per calibration seed 0..seeds-1.
+        """The metric in one setting, one per calibration seed 0..seeds-1."""
+        return [metrics.value for metrics in self.measured(setting, seeds, backend)]
 
-        Settings that look at no data give one value, whatever the seeds.
+    def measured(self, setting: Setting, seeds: int, backend: str = "simulated") -> list[Metrics]:
+        """All that is measured in one setting, one per calibration seed 0..seeds-1.
+
+        Settings that look at no data give one, whatever the seeds.
         """
-        values: list[float] = []
+        found: list[Metrics] = []
         for seed in range(seeds if self._needs_data(setting) else 1):
             logger.info("evaluating %s, calibration seed %d of %d", setting.name, seed + 1, seeds)
             model, params, ranges = self.calibrated(setting, seed)
@@ -91,9 +109,9 @@ class Evaluator:
                 if seed == 0:
                     counts = count_products(model, params)
                     logger.info("matrix products: %d of integers, %d in floating point", *counts)
-            metrics = self._evaluate(model, params, ranges, self._step(model), label=setting.name)
-            values.append(metrics.value)
-        return values
+            step = self._step(model)
+            found.append(self._judge(step, params, self._batches, ranges, label=setting.name))
+        return found
 
     def calibrated(self, setting: Setting, seed: int = 0) -> tuple[nn.Module, Any, Any]:
         """Returns (model with the setting's spec, params, ranges), calibrated on training data.
@@ -127,7 +145,16 @@ class Evaluator:
             self._params,
             self._calibration_batches(seed=0),
             self._batches,
+            fidelity=self.metric is FIDELITY,
         )
+
+    def _make_judge(self, metric: Metric, reference: Run | None) -> Judge:
+        if not by_fidelity(self.config, metric):
+            return ByLabels(metric, self.config, self._mesh)
+        if reference is None:
+            return ByFidelity(self._model, self._params, self.config, self._mesh)
+        known = with_quant(with_config(reference.model, dtype=jnp.float32), None)
+        return ByFidelity(known, without_grids(reference.params), self.config, self._mesh)
 
     def _is_trained(self, setting: Setting) -> bool:
         trained = self._run.trained_spec
@@ -142,28 +169,22 @@ class Evaluator:
 
     def _step(self, model: nn.Module) -> Callable:
         if model not in self._eval_steps:
-            self._eval_steps[model] = make_eval_step(model)
+            self._eval_steps[model] = self._judge.step(model)
         return self._eval_steps[model]
 
     def _calibration_batches(self, seed: int) -> Iterable[Batch]:
         return calibration_batches(self.config, self._task, seed=seed)
 
-    def _evaluate(self, model, params, ranges, step, *, label: str) -> Metrics:
-        place = None
-        if self._mesh is not None:
-            params, ranges = put_whole((params, ranges), self._mesh)
-            place = functools.partial(put_batch, mesh=self._mesh)
-        return evaluate(
-            step,
-            params,
-            self._batches,
-            ranges,
-            metric=self.metric,
-            label=label,
-            place=place,
-            averaging=self.config.eval.perplexity,
-            kurtosis_batches=self.config.eval.kurtosis_batches,
-        )
+
+def make_evaluator(run: Run) -> Evaluator:
+    """Returns the evaluator of a run on the data of its configuration.
+
+    Raises:
+      UserError: as `Evaluator`, or no model at `eval.reference`.
+    """
+    reference = run.config.eval.reference
+    known = load_run(reference) if reference is not None else None
+    return Evaluator(run, make_task(run.config, run.assets), known)
 
 
 def result_row(
@@ -179,7 +200,8 @@ def result_row(
 
     Keys: name, model, attention, metric, fp, fp_loss, max_inf_norm, avg_kurtosis, steps, seconds
     (of training), and per setting `w8a8` (mean over calibration seeds) and `w8a8_std` (standard
-    deviation of this sample: nan of one seed, 0 where no seed matters).
+    deviation of this sample: nan of one seed, 0 where no seed matters). Where fidelity is measured,
+    also `fp_hidden_error`, `fp_pooled_error`, `fp_neighbours` and the same of each setting.
     """
     row: dict[str, Any] = {
         "name": name,
@@ -191,12 +213,22 @@ def result_row(
         "max_inf_norm": evaluator.fp.outliers["max_inf_norm"],
         "avg_kurtosis": evaluator.fp.outliers["avg_kurtosis"],
     }
+    row |= _fidelity("fp", [evaluator.fp])
     for setting in map(parse_setting, settings):
-        values, column = evaluator.quantized(setting, seeds, backend), setting.name
+        found, column = evaluator.measured(setting, seeds, backend), setting.name
+        values = [metrics.value for metrics in found]
         row[column] = float(np.mean(values))
         row[f"{column}_std"] = _deviation(values, seeds)
+        row |= _fidelity(column, found)
     row["steps"], row["seconds"] = info["step"], info["train_seconds"]
     return row
+
+
+def _fidelity(column: str, found: Sequence[Metrics]) -> dict[str, float]:
+    """Means of what is measured beside the cosine, nothing where labels are scored."""
+    known = [metrics.fidelity for metrics in found if metrics.fidelity is not None]
+    names = ("hidden_error", "pooled_error", "neighbours") if known else ()
+    return {f"{column}_{name}": float(np.mean([getattr(f, name) for f in known])) for name in names}
 
 
 def _deviation(values: Sequence[float], seeds: int) -> float:

@@ -31,6 +31,11 @@ def columns(rows: list[Row], bits: list[str]) -> list[tuple[str, Callable[[Row],
         return lambda row: mean_and_deviation(row[setting], row[f"{setting}_std"])
 
     several = len({row["model"] for row in rows}) > 1
+    kept: list[tuple[str, Callable[[Row], str]]] = [
+        (f"{title(setting)} neighbours %", neighbours(setting))
+        for setting in bits
+        if any(f"{setting}_neighbours" in row for row in rows)
+    ]
     return [
         ("name", lambda row: row["name"]),
         *((("model", lambda row: row["model"]),) if several else ()),
@@ -40,8 +45,19 @@ def columns(rows: list[Row], bits: list[str]) -> list[tuple[str, Callable[[Row],
         ("max inf norm", lambda row: number(row["max_inf_norm"])),
         ("avg kurtosis", lambda row: number(row["avg_kurtosis"])),
         *((f"{title(setting)}{unit}", quantized(setting)) for setting in bits),
+        *kept,
         ("steps", lambda row: str(row["steps"])),
     ]
+
+
+def neighbours(setting: str) -> Callable[[Row], str]:
+    """How many of the nearest neighbours a setting keeps, in per cent; nothing of other metrics."""
+
+    def show(row: Row) -> str:
+        share = row.get(f"{setting}_neighbours")
+        return "" if share is None else f"{100 * share:.1f}"
+
+    return show
 
 
 def mean_and_deviation(mean: float, deviation: float) -> str:
@@ -83,11 +99,11 @@ def _print(table: Table) -> None:
         print(captured.get(), end="")
 
 
-def print_costs(costs: Sequence[SiteCost]) -> None:
+def print_costs(costs: Sequence[SiteCost], unit: str) -> None:
     """Prints what each site costs when it alone is quantized, in the order given."""
     table = Table()
     table.add_column("site")
-    table.add_column("loss increase (nats)", justify="right")
+    table.add_column(unit, justify="right")
     for cost in costs:
         table.add_row(cost.site, f"{cost.increase:+.6f}")
     _print(table)

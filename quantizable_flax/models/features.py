@@ -37,3 +37,9 @@ def pooled(hidden_BxTxD: jax.Array, visible_BxT: jax.Array, pooling: str) -> Fea
     sum_BxD = jnp.einsum("BTD,BT->BD", hidden_BxTxD, visible_BxT)
     count_Bx1 = jnp.maximum(jnp.sum(visible_BxT, axis=1, keepdims=True), 1.0)
     return Features(hidden_BxTxD, visible_BxT, sum_BxD / count_Bx1)
+
+
+def cosine(x_BxD: jax.Array, y_BxD: jax.Array) -> jax.Array:
+    """The cosine of each pair of rows, [B]; 0 where either is 0."""
+    sizes_B = jnp.sum(x_BxD * x_BxD, axis=-1) * jnp.sum(y_BxD * y_BxD, axis=-1)
+    return jnp.sum(x_BxD * y_BxD, axis=-1) * jax.lax.rsqrt(jnp.maximum(sizes_B, 1e-30))

@@ -16,6 +16,7 @@ class Metric:
       value: (mean loss in nats, share of right answers in [0, 1]) -> the figure.
       cost: (quantized, floating point) -> what quantization costs, in `cost_label`'s unit.
       cost_label: the unit of a cost, for an axis.
+      sensitivity_label: of what one quantized site costs, see `ptq.sensitivity`.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Metric:
     value: Callable[[float, float], float]
     cost: Callable[[float, float], float]
     cost_label: str
+    sensitivity_label: str = "loss increase (nats)"
 
 
 def _perplexity(loss: float, _: float) -> float:
@@ -54,5 +56,6 @@ FIDELITY = Metric(
     value=lambda _, __: math.nan,
     cost=lambda quantized, floating: floating - quantized,
     cost_label="cosine lost",
+    sensitivity_label="cosine lost",
 )
 METRICS = {metric.name: metric for metric in (PERPLEXITY, TOP1, FIDELITY)}

@@ -1,4 +1,4 @@
-"""Which sites cost the most: the loss when one site alone is quantized."""
+"""Which sites cost the most: the loss, or the fidelity, when one site alone is quantized."""
 
 import dataclasses
 import logging
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.build import with_quant
+from quantizable_flax.models.features import cosine
 from quantizable_flax.ptq.calibrate import calibrate, unknown_ranges
 from quantizable_flax.quantization.sites import RANGES, SWITCHES
 
@@ -23,14 +24,25 @@ Batch = dict[str, Any]
 
 
 class SiteCost(NamedTuple):
-    """A site and what quantizing it alone adds to the loss, in nats per labelled item."""
+    """A site and what quantizing it alone costs.
+
+    Attributes:
+      site: its full path.
+      increase: of the loss, in nats per labelled item; or what the mean cosine of the embeddings to
+        those in floating point loses.
+    """
 
     site: str
     increase: float
 
 
 def sensitivity(
-    model: nn.Module, params: Any, calibration: Iterable[Batch], batches: Iterable[Batch]
+    model: nn.Module,
+    params: Any,
+    calibration: Iterable[Batch],
+    batches: Iterable[Batch],
+    *,
+    fidelity: bool = False,
 ) -> list[SiteCost]:
     """Returns all sites of a model with a quant spec, the dearest first.
 
@@ -43,6 +55,7 @@ def sensitivity(
       params: its float parameters.
       calibration: batches of training data.
       batches: what the loss is taken over; gone through once per site.
+      fidelity: judge by the embeddings, for models without a head or batches without labels.
 
     Raises:
       UserError: no batch, or a spec that quantizes nothing.
@@ -64,16 +77,19 @@ def sensitivity(
     off = _switches(sites, np.zeros(len(sites), bool))
     ranges = calibrate(model, params, calibration, switches=off)
     kept = [{key: jnp.asarray(value) for key, value in batch.items()} for batch in batches]
-    step = make_switched_step(model, sites)
+    step = make_switched_step(model, sites, fidelity=fidelity)
+    nowhere_S = np.zeros(len(sites), bool)
+    exact_N = [step(params, ranges, nowhere_S, batch, None) for batch in kept] if fidelity else []
 
     def sums(on_S: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
-        return [step(params, ranges, on_S, batch) for batch in kept]
+        known = exact_N or [None] * len(kept)
+        return [step(params, ranges, on_S, *pair) for pair in zip(kept, known, strict=True)]
 
     def loss(parts: list[tuple[jax.Array, jax.Array]]) -> float:
         total, labels = np.sum(jax.device_get(parts), axis=0)
         return float(total / labels)
 
-    losses, running = [], sums(np.zeros(len(sites), bool))
+    losses, running = [], sums(nowhere_S)
     bar = tqdm(
         np.eye(len(sites), dtype=bool), desc="sensitivity", unit="site", leave=False, disable=None
     )
@@ -86,20 +102,27 @@ def sensitivity(
     return sorted(costs, key=lambda cost: -cost.increase)
 
 
-def make_switched_step(model: nn.Module, sites: Sequence[str]):
-    """Returns the jitted `(params, ranges, on, batch) -> (summed loss, labels)`.
+def make_switched_step(model: nn.Module, sites: Sequence[str], *, fidelity: bool = False):
+    """Returns the jitted `(params, ranges, on, batch, known) -> (summed loss, labels)`.
 
-    `on` is bool [sites]: which of them quantize.
+    `on` is bool [sites]: which of them quantize. With `fidelity` a loss is 1 - cosine of an
+    embedding to `known`, and without `known` the embeddings [B, D] are returned.
     """
 
     @jax.jit
-    def switched_step(params, ranges, on_S, batch):
-        switches = _switches(sites, on_S)
-        scores: Any = model.apply(
-            {"params": params, RANGES: ranges, SWITCHES: switches}, batch, method="loss"
-        )
-        weight_B = batch.get("example_weight", jnp.ones_like(scores.loss))
-        return jnp.sum(scores.loss * weight_B), jnp.sum(scores.weight * weight_B)
+    def switched_step(params, ranges, on_S, batch, known_BxD=None):
+        variables = {"params": params, RANGES: ranges, SWITCHES: _switches(sites, on_S)}
+        if fidelity:
+            features: Any = model.apply(variables, batch, method="features")
+            if known_BxD is None:
+                return features.pooled_BxD
+            loss_B = 1.0 - cosine(features.pooled_BxD, known_BxD)
+            labels_B = jnp.ones_like(loss_B)
+        else:
+            scores: Any = model.apply(variables, batch, method="loss")
+            loss_B, labels_B = scores.loss, scores.weight
+        weight_B = batch.get("example_weight", jnp.ones_like(loss_B))
+        return jnp.sum(loss_B * weight_B), jnp.sum(labels_B * weight_B)
 
     return switched_step
 
