@@ -154,8 +154,10 @@ def _assets(folder: Path, values: Mapping[str, Any], config: ConfigDict) -> dict
     if "seq_len" in config.data:
         assets |= _tokenizer(folder, config)
     classifies = config.model.get("head", "classifier") == "classifier"
-    if classifies and config.model.get("num_classes") and (names := class_names(values)):
-        assets["classes"] = names
+    if classifies and config.model.get("num_classes"):
+        names = class_names(values)
+        if names or "seq_len" not in config.data:  # of images the data may name them
+            assets["classes"] = names
     return assets
 
 

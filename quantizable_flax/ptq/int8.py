@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.build import with_quant
+from quantizable_flax.models.metric import FIDELITY
 from quantizable_flax.quantization.sites import RANGES, STORED
 
 Params = Any
@@ -75,10 +76,13 @@ def count_products(model: nn.Module, params: Params) -> tuple[int, int]:
     Counted in the program before XLA's own passes.
     """
 
-    def loss(params):
-        return model.apply({"params": params}, model.example_batch(), method="loss")
+    # A model without a head has no loss, and what leads to nothing is in no program.
+    method = "features" if model.metric is FIDELITY else "loss"
 
-    text = jax.jit(loss).lower(params).as_text()
+    def outputs(params):
+        return model.apply({"params": params}, model.example_batch(), method=method)
+
+    text = jax.jit(outputs).lower(params).as_text()
     operands = re.findall(r"stablehlo\.dot_general .*: \(tensor<[^>]*x(\w+)>,", text)
     return operands.count("i8"), len(operands) - operands.count("i8")
 

@@ -45,6 +45,7 @@ class ImageTask(Task):
         self._known: tuple[str, ...] | None = None
         if assets is not None and self._labelled:
             self._known = _classes_of(assets)
+        if self._known is not None:
             self._check_count(self._known)
 
     @property
@@ -150,9 +151,16 @@ def _difference(wanted: Sequence[str], found: Sequence[str]) -> str:
     return f"label {label} is {found[label]!r} instead of {wanted[label]!r}"
 
 
-def _classes_of(assets: Mapping[str, Any]) -> tuple[str, ...]:
-    classes = assets.get("classes")
-    if not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
+def _classes_of(assets: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names in a checkpoint; None as those of a published model say that nobody named them."""
+    classes = assets.get("classes", ())
+    if classes is None:
+        return None
+    if (
+        not classes
+        or not isinstance(classes, (list, tuple))
+        or not all(isinstance(name, str) for name in classes)
+    ):
         raise UserError(
             "expected the names of the classes in the assets of an image checkpoint, found "
             f"{', '.join(sorted(assets)) or 'nothing'}; use a checkpoint of an image model"

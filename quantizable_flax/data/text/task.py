@@ -141,11 +141,17 @@ class CopyTokens(BatchTransform):
 
 
 def _from_assets(assets: Mapping[str, Any], data_cfg: ConfigDict, kind: str) -> Tokenizer:
-    """Returns the tokenizer of a checkpoint, which data.tokenizer.file must not contradict."""
+    """Returns the tokenizer of a checkpoint, which data.tokenizer.file must not contradict.
+
+    A published model may come without one: then the file has it.
+    """
     if "tokenizer" not in assets:
+        if data_cfg.tokenizer.file:
+            return build_tokenizer(data_cfg, kind)
         raise UserError(
             f"expected a tokenizer in the checkpoint, found {', '.join(assets) or 'nothing'}; "
-            "it is of another model or damaged, train again or take another checkpoint"
+            "it is of another model or damaged, name its tokenizer by data.tokenizer.file or take "
+            "another checkpoint"
         )
     saved = Tokenizer.from_json(json.dumps(assets["tokenizer"]), origin="the checkpoint")
     check_kind(saved, kind, "the checkpoint")
