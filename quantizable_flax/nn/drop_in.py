@@ -1,4 +1,4 @@
-"""Our softmax in attention modules of Flax: `attention_fn`."""
+"""Our softmax in attention modules of Flax, Linen and NNX: `attention_fn`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,13 +22,13 @@ def attention_fn(
     seq_len: int | None = None,
     blind_queries: str = "zero",
 ) -> Callable[..., jax.Array]:
-    """Returns a drop-in `attention_fn` for `flax.linen.MultiHeadDotProductAttention`.
+    """Returns a drop-in `attention_fn` for the attention of `flax.linen` and of `flax.nnx`.
 
     For example `nn.MultiHeadDotProductAttention(8, attention_fn=attention_fn("clipped",
-    gamma=-0.025))`. Arguments are those of `make_softmax`. The function honours what
-    `flax.linen.dot_product_attention` takes, but for products of the caller's own
-    (`qk_attn_weights_einsum` and the like), which it refuses. Scores and softmax are float32
-    whatever the dtype, so `force_fp32_for_softmax` changes nothing.
+    gamma=-0.025))`, or the same of `nnx.MultiHeadAttention`. Arguments are those of `make_softmax`.
+    The function honours what `dot_product_attention` of either takes, grouped key heads included,
+    but for products of the caller's own (`qk_attn_weights_einsum` and the like), which it refuses.
+    Scores and softmax are float32 whatever the dtype, so `force_fp32_for_softmax` changes nothing.
 
     Raises:
       UserError: as `make_softmax`.
@@ -58,13 +58,14 @@ def attention_fn(
         attn_weights_value_einsum: Callable | None = None,
         is_causal: bool = False,
     ) -> jax.Array:
-        """[B, T, H, K] queries, [B, S, H, K] keys and values -> [B, T, H, K]."""
+        """[B, T, H, K] queries, [B, S, G, K] keys and values -> [B, T, H, K]; G divides H."""
         _refuse(
             einsum_dot_general=einsum_dot_general,
             qk_attn_weights_einsum=qk_attn_weights_einsum,
             attn_weights_value_einsum=attn_weights_value_einsum,
         )
         query, key, value = promote_dtype(query, key, value, dtype=dtype)
+        key, value = (_for_each_head(x, query.shape[-2]) for x in (key, value))
         scores = attention_scores(query, key, precision)
         if bias is not None:
             scores = scores + beside(bias.astype(scores.dtype), scores)
@@ -79,6 +80,17 @@ def attention_fn(
         return attention_context(probs, value, precision)
 
     return attend
+
+
+def _for_each_head(x_BxSxGxK: jax.Array, heads: int) -> jax.Array:
+    """[B, S, G, K] -> [B, S, H, K]: neighbouring heads share one where there are fewer."""
+    groups = x_BxSxGxK.shape[-2]
+    if heads % groups:
+        raise UserError(
+            f"the number of key and value heads must divide that of query heads, found {groups} "
+            f"and {heads}."
+        )
+    return x_BxSxGxK if groups == heads else jnp.repeat(x_BxSxGxK, heads // groups, axis=-2)
 
 
 def _refuse(**products: Callable | None) -> None:

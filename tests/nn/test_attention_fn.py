@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from quantizable_flax import MultiHeadAttention, UserError, attention_fn, make_softmax
 
@@ -171,8 +172,47 @@ def test_an_unknown_keyword_is_named():
 def test_every_keyword_of_flax_is_known():
     taken = inspect.signature(attention_fn("vanilla")).parameters
     assert set(inspect.signature(nn.dot_product_attention).parameters) <= set(taken)
+    of_nnx = set(inspect.signature(nnx.dot_product_attention).parameters)
+    assert of_nnx - {"promote_dtype"} <= set(taken)  # which no module of theirs passes
 
 
 def test_wrong_options_are_refused_when_made_not_when_called():
     with pytest.raises(UserError, match="gamma <= 0"):
         attention_fn("clipped", gamma=0.5)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_kv_heads": 2}])
+@pytest.mark.parametrize("sow_weights", [False, True])
+def test_vanilla_equals_that_of_nnx(options, sow_weights, hidden):
+    module = nnx.MultiHeadAttention(HEADS, 16, decode=False, rngs=nnx.Rngs(0), **options)
+    for mask in (None, MASK):
+        outputs, weights = [], []
+        for function in (nnx.dot_product_attention, attention_fn("vanilla")):
+            module.attention_fn = function
+            watched = nnx.capture(module, nnx.Intermediate)
+            out, sown = watched(hidden, mask=mask, sow_weights=sow_weights)
+            outputs.append(out)
+            weights.append(sown)
+        for ours, theirs in (outputs[::-1], *zip(*map(jax.tree.leaves, weights), strict=True)):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        assert len(jax.tree.leaves(weights)) == 2 * sow_weights
+
+
+def test_nnx_decodes_and_drops_out(hidden):
+    attend = attention_fn(gamma=-0.1)
+    whole = nnx.MultiHeadAttention(
+        HEADS, 16, decode=False, dropout_rate=0.5, attention_fn=attend, rngs=nnx.Rngs(0)
+    )
+    expected = whole(hidden, is_causal=True, deterministic=True)
+    assert np.abs(whole(hidden, is_causal=True, deterministic=False) - expected).max() > 0
+    steps = nnx.MultiHeadAttention(HEADS, 16, decode=True, attention_fn=attend, rngs=nnx.Rngs(0))
+    steps.init_cache(hidden.shape)
+    for i in range(hidden.shape[1]):
+        found = steps(hidden[:, i : i + 1])
+        np.testing.assert_allclose(found, expected[:, i : i + 1], rtol=1e-5, atol=1e-6)
+
+
+def test_heads_that_cannot_be_shared_are_refused():
+    q, k = jnp.zeros((1, 2, 4, 8)), jnp.zeros((1, 2, 3, 8))
+    with pytest.raises(UserError, match="must divide that of query heads, found 3 and 4"):
+        attention_fn("vanilla")(q, k, k)
