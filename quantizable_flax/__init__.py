@@ -10,23 +10,30 @@ if TYPE_CHECKING:
     from quantizable_flax.checkpoint.load import load
     from quantizable_flax.config import default_config
     from quantizable_flax.errors import UserError
+    from quantizable_flax.evaluation.any_model import evaluate
     from quantizable_flax.interop import from_state_dict, to_state_dict
     from quantizable_flax.models.build import build_model, with_quant
+    from quantizable_flax.models.losses import token_scores
     from quantizable_flax.nn.attention import MultiHeadAttention
     from quantizable_flax.nn.drop_in import attention_fn
     from quantizable_flax.nn.gate import GateConfig
+    from quantizable_flax.nn.layers import Dense
     from quantizable_flax.nn.softmax import SoftmaxConfig, clipped_softmax, make_softmax, softmax
     from quantizable_flax.pretrained.folder import from_pretrained
     from quantizable_flax.ptq.calibrate import calibrate
     from quantizable_flax.ptq.int8 import to_int8
+    from quantizable_flax.quantization.sites import Site
     from quantizable_flax.quantization.spec import QuantSpec
+    from quantizable_flax.quantization.tensor import values
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Dense",
     "GateConfig",
     "MultiHeadAttention",
     "QuantSpec",
+    "Site",
     "SoftmaxConfig",
     "UserError",
     "attention_fn",
@@ -34,6 +41,7 @@ __all__ = [
     "calibrate",
     "clipped_softmax",
     "default_config",
+    "evaluate",
     "from_pretrained",
     "from_state_dict",
     "load",
@@ -41,6 +49,8 @@ __all__ = [
     "softmax",
     "to_int8",
     "to_state_dict",
+    "token_scores",
+    "values",
     "with_quant",
 ]
 
@@ -48,6 +58,7 @@ _MODULES = {
     "nn.attention": ("MultiHeadAttention",),
     "nn.drop_in": ("attention_fn",),
     "nn.gate": ("GateConfig",),
+    "nn.layers": ("Dense",),
     "nn.softmax": ("SoftmaxConfig", "clipped_softmax", "make_softmax", "softmax"),
     "config": ("default_config",),
     "errors": ("UserError",),
@@ -55,9 +66,13 @@ _MODULES = {
     "checkpoint.load": ("load",),
     "pretrained.folder": ("from_pretrained",),
     "models.build": ("build_model", "with_quant"),
+    "models.losses": ("token_scores",),
     "ptq.int8": ("to_int8",),
     "ptq.calibrate": ("calibrate",),
+    "quantization.sites": ("Site",),
     "quantization.spec": ("QuantSpec",),
+    "quantization.tensor": ("values",),
+    "evaluation.any_model": ("evaluate",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

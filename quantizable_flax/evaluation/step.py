@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluation.outliers import published_stats, summarise
@@ -83,7 +82,7 @@ def evaluate(
     *,
     metric: Metric,
     averaging: str = "token",
-    label: str = "evaluating",
+    label: str | None = "evaluating",
     place: Callable[[Batch], Batch] | None = None,
     kurtosis_batches: int = 0,
 ) -> Metrics:
@@ -97,7 +96,7 @@ def evaluate(
       metric: the model's.
       averaging: "token" weighs every label alike; "published" averages the batches' mean losses
         weighted by batch size, as the original does.
-      label: of the progress bar on a terminal.
+      label: of the progress bar on a terminal, None for no bar.
       place: moves a batch to the devices; by default all of it to the first.
       kurtosis_batches: take the kurtosis over the first n batches only (the original: 257 for
         BERT); 0 for all.
@@ -122,13 +121,12 @@ def stream(
     params: Any,
     batches: Iterable[Batch],
     ranges: Any,
-    label: str,
+    label: str | None,
     place: Callable[[Batch], Batch] | None,
 ) -> Iterator[dict[str, Any]]:
     """Yields what the step gives of each batch, on the host; arguments as in `evaluate`."""
     running = None
-    hidden = None if jax.process_index() == 0 else True  # None: shown on a terminal
-    for batch in tqdm(batches, desc=label, unit="batch", leave=False, disable=hidden):
+    for batch in batches if label is None else _with_bar(batches, label):
         placed = place(batch) if place else {k: jnp.asarray(v) for k, v in batch.items()}
         following = step(params, ranges or {}, placed)
         if running is not None:
@@ -136,6 +134,13 @@ def stream(
         running = following
     if running is not None:
         yield jax.device_get(running)
+
+
+def _with_bar(batches: Iterable[Batch], label: str) -> Iterable[Batch]:
+    from tqdm import tqdm  # of the extra `train`: who looks at no bar needs none
+
+    hidden = None if jax.process_index() == 0 else True  # None: shown on a terminal
+    return tqdm(batches, desc=label, unit="batch", leave=False, disable=hidden)
 
 
 def _mean_loss(sums: list[dict[str, Any]], averaging: str) -> float:

@@ -97,15 +97,38 @@ def with_config(model: nn.Module, **changes: Any) -> nn.Module:
 def with_quant(model: nn.Module, spec: QuantSpec | None) -> nn.Module:
     """Returns the same model with every site quantized by `spec`, or none for None.
 
+    Args:
+      model: of a family, or your own with a field `quant` that it hands to its layers and sites.
+      spec: how to quantize.
+
     Raises:
-      UserError: the spec names a LayerNorm before the head where there is none.
+      UserError: the spec names a LayerNorm before the head where there is none, or the model has
+        no field `quant`.
     """
+    if not hasattr(model, "config"):
+        quant_spec(model)
+        return model.clone(quant=spec)
     if spec is not None and spec.final_layer_norm_bits and not model.has_final_layer_norm:
         raise UserError(
             f"this {type(model).__name__} has no LayerNorm before its head, found quant.coverage "
             "with int16_final_LN: use int16_all_LN or leave it out."
         )
     return with_config(model, quant=spec)
+
+
+def quant_spec(model: nn.Module) -> QuantSpec | None:
+    """Returns the scheme of a model, from its config or its own field.
+
+    Raises:
+      UserError: it has neither.
+    """
+    holder = getattr(model, "config", model)
+    if not hasattr(holder, "quant"):
+        raise UserError(
+            f"a model to quantize needs a field `quant`, found none in {type(model).__name__}: add "
+            "`quant: qf.QuantSpec | None = None` and hand it to its layers and sites."
+        )
+    return holder.quant
 
 
 def check_length(config: ml_collections.ConfigDict) -> None:

@@ -33,7 +33,16 @@ def no_scores(batch_size: int) -> Scores:
 
 
 def token_scores(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> Scores:
-    """Cross-entropy of each sequence over its labelled tokens."""
+    """Returns what a model says of each sequence, over its labelled tokens.
+
+    Args:
+      logits_BxTxV: any float dtype.
+      labels_BxT: the right tokens, -100 where there is none.
+
+    Returns:
+      (loss, weight, correct), float32 [B] each: summed cross-entropy in nats, labelled tokens, and
+      how many of them have the highest logit.
+    """
     logits_BxTxV = logits_BxTxV.astype(jnp.float32)
     own_BxT, right_BxT = _judge(logits_BxTxV, labels_BxT)
     nll_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - own_BxT

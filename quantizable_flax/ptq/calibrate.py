@@ -38,7 +38,7 @@ def calibrate(
     calibrated.
 
     Args:
-      model: a model whose config carries a quant spec.
+      model: a model with a quant spec, of this package or your own; see `with_quant`.
       params: its parameters.
       batches: what `model.loss` takes; all of one shape.
       switches: the collection `SWITCHES`; a site that is off passes its input on as it is.
@@ -51,7 +51,8 @@ def calibrate(
         if ranges is None:
             # By a program, so that they lie where those after a batch will: on other devices, or
             # free to be moved, they would have the step compiled twice.
-            ranges = _first_ranges(model, params)
+            example = None if hasattr(model, "example_batch") else batch
+            ranges = _first_ranges(model, params, example)
         ranges = calibrate_step(model, params, ranges, batch, switches or {})
     if ranges is None:
         raise UserError(
@@ -85,25 +86,29 @@ def unknown_ranges(model: nn.Module, params: Any, batch: Batch) -> Any:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
-def first_ranges(model: nn.Module, params: Any) -> Any:
+def first_ranges(model: nn.Module, params: Any, batch: Batch | None = None) -> Any:
     """Returns the ranges before any batch: those of the weights, and unknown ones of activations.
 
-    Traceable.
+    Traceable; `batch` gives the shapes, by default those of the model's smallest one.
     """
-    return with_weight_ranges(model, params, unknown_ranges(model, params, model.example_batch()))
+    batch = model.example_batch() if batch is None else batch
+    return with_weight_ranges(model, params, unknown_ranges(model, params, batch), batch)
 
 
 _first_ranges = jax.jit(first_ranges, static_argnums=0)
 
 
-def with_weight_ranges(model: nn.Module, params: Any, ranges: Any) -> Any:
+def with_weight_ranges(
+    model: nn.Module, params: Any, ranges: Any, batch: Batch | None = None
+) -> Any:
     """Returns the ranges with those of all weights taken anew; activations keep theirs.
 
-    Traceable; the forward pass around the weights is of the smallest batch, and inside `jax.jit`
-    it is left out of the program, as nothing reads it.
+    Traceable; the forward pass around the weights is of `batch`, by default the smallest one, and
+    inside `jax.jit` it is left out of the program, as nothing reads it.
     """
+    batch = model.example_batch() if batch is None else batch
     _, updated = model.apply(
-        {"params": params, RANGES: ranges}, model.example_batch(), method="loss", mutable=[FRESH]
+        {"params": params, RANGES: ranges}, batch, method="loss", mutable=[FRESH]
     )
     fresh = traverse_util.flatten_dict(updated.get(FRESH, {}))
     return traverse_util.unflatten_dict(traverse_util.flatten_dict(ranges) | fresh)

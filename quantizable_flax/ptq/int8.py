@@ -11,14 +11,16 @@ import numpy as np
 from flax import traverse_util
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.build import with_quant
+from quantizable_flax.models.build import quant_spec, with_quant
 from quantizable_flax.models.metric import FIDELITY
 from quantizable_flax.quantization.sites import RANGES, STORED
 
 Params = Any
 
 
-def to_int8(model: nn.Module, params: Params, ranges: Any) -> tuple[nn.Module, Params]:
+def to_int8(
+    model: nn.Module, params: Params, ranges: Any, batch: Any = None
+) -> tuple[nn.Module, Params]:
     """Returns the model that runs on integers, and all that it needs.
 
     Its logits are those of the simulation. A quantized weight is int8 codes, a scale and, where
@@ -30,6 +32,7 @@ def to_int8(model: nn.Module, params: Params, ranges: Any) -> tuple[nn.Module, P
       model: with the quant spec that the ranges were calibrated for.
       params: its float parameters.
       ranges: the collection that `calibrate` returned.
+      batch: of any content, for a model without an `example_batch` of its own.
 
     Returns:
       (model, params); `model.apply({"params": params}, ...)` needs no other collection.
@@ -37,14 +40,14 @@ def to_int8(model: nn.Module, params: Params, ranges: Any) -> tuple[nn.Module, P
     Raises:
       UserError: a model without a quant spec.
     """
-    spec = model.config.quant
+    spec = quant_spec(model)
     if spec is None:
         raise UserError(
             "int8 execution needs a quant spec, found a model in floating point: see with_quant."
         )
     model = with_quant(model, dataclasses.replace(spec, backend="simulated"))
 
-    stored = traverse_util.flatten_dict(_collect(model, params, ranges))
+    stored = traverse_util.flatten_dict(_collect(model, params, ranges, batch))
     coded = [path[:-1] for path in stored if path[-1] == "codes"]  # (..., site, parameter)
     replaced = {(*path[:-2], path[-1]) for path in coded}
     sites = {path[:-1] for path in coded}  # with a learned grid there, perhaps
@@ -62,10 +65,11 @@ def to_int8(model: nn.Module, params: Params, ranges: Any) -> tuple[nn.Module, P
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _collect(model: nn.Module, params: Params, ranges: Any) -> Any:
+def _collect(model: nn.Module, params: Params, ranges: Any, batch: Any) -> Any:
     """What each site keeps instead of float weights and `ranges`."""
+    batch = model.example_batch() if batch is None else batch
     _, updated = model.apply(
-        {"params": params, RANGES: ranges}, model.example_batch(), method="loss", mutable=[STORED]
+        {"params": params, RANGES: ranges}, batch, method="loss", mutable=[STORED]
     )
     return updated.get(STORED, {})
 

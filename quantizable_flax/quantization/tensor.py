@@ -99,7 +99,7 @@ def beside(v: jax.Array, x: Tensor) -> jax.Array:
 
 
 def values(x: Tensor) -> jax.Array:
-    """The numbers of a tensor, quantized or not."""
+    """Returns the numbers of a tensor x, be it an array or codes on a grid, as a `Site` gives."""
     return x.values() if isinstance(x, Quantized) else x
 
 
