@@ -2,10 +2,10 @@
 
 `nnx.MultiHeadAttention` takes `attention_fn` as Linen's attention does. Prints for its own
 attention, for gamma 0 (the same but for rounding) and for gamma -0.05 how far the output is from
-its own, and how many attention probabilities are exactly 0. A gate reads the layer's input, which no
-`attention_fn` sees: our module has it, and `nnx.bridge` makes that one of NNX. Prints how large its
-output is as a share of that without a gate, which is pi_init at the start, and how large the
-gradient of the gate is.
+its own, and how many attention probabilities are exactly 0. A gate reads the layer's input, which
+no `attention_fn` sees: our module has it, and `nnx.bridge` makes that one of NNX. Prints how large
+its output is as a share of that without a gate, which is pi_init at the start, and the norm of the
+gate's gradient.
 """
 
 import jax
