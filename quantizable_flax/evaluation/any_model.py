@@ -18,7 +18,7 @@ from quantizable_flax.models.losses import Scores
 from quantizable_flax.models.metric import METRICS
 from quantizable_flax.models.structure import OutlierSites
 from quantizable_flax.ptq.calibrate import calibrate
-from quantizable_flax.ptq.settings import make_spec, parse_setting
+from quantizable_flax.ptq.settings import Setting, make_spec, parse_setting
 from quantizable_flax.ptq.smoothquant import smooth
 from quantizable_flax.quantization.sites import STATS
 
@@ -57,11 +57,10 @@ def evaluate(
     """
     check_choice("metric", metric, METRICS)
     columns = [parse_setting(name) for name in settings]
-    for name, given in (("batches", batches), ("calibration_batches", calibration_batches)):
-        _check_batches(name, given)
+    _check_batches("batches", batches)
+    _check_batches("calibration_batches", calibration_batches)
     params = nn.unbox(params)
-    floating = with_quant(model, None)
-    sites = OutlierSites(inf_norm=outliers, kurtosis=outliers)
+    floating, sites = with_quant(model, None), OutlierSites(outliers, outliers)
     _check_model(floating, params, next(iter(batches)), sites)
 
     def run(model: nn.Module, params: Any, ranges: Any, sites: OutlierSites | None = None):
@@ -72,13 +71,19 @@ def evaluate(
     row = {"fp": found.value, "fp_loss": found.loss}
     row |= {name: found.outliers[name] for name in ("max_inf_norm", "avg_kurtosis")}
     for setting in columns:
-        quantized, moved = with_quant(model, make_spec(default_config(), setting)), params
-        if setting.smooth is not None:
-            _check_folds(model)
-            moved = smooth(quantized, params, calibration_batches, setting.smooth)
-        ranges = calibrate(quantized, moved, calibration_batches)
-        row[setting.name] = run(quantized, moved, ranges).value
+        row[setting.name] = run(*_quantized(model, params, calibration_batches, setting)).value
     return row
+
+
+def _quantized(
+    model: nn.Module, params: Any, batches: Iterable[Batch], setting: Setting
+) -> tuple[nn.Module, Any, Any]:
+    """(model, parameters, ranges) in a setting, calibrated."""
+    quantized = with_quant(model, make_spec(default_config(), setting))
+    if setting.smooth is not None:
+        _check_folds(model)
+        params = smooth(quantized, params, batches, setting.smooth)
+    return quantized, params, calibrate(quantized, params, batches)
 
 
 def _check_batches(name: str, batches: Iterable[Batch]) -> None:
