@@ -22,6 +22,8 @@ from quantizable_flax.ptq.settings import Setting, make_spec, parse_setting
 from quantizable_flax.ptq.smoothquant import smooth
 from quantizable_flax.quantization.sites import STATS
 
+OF_LABELS = ("perplexity", "top1")
+
 
 def evaluate(
     model: nn.Module,
@@ -55,7 +57,7 @@ def evaluate(
       UserError: batches that can be run through only once or are none, an expression that matches
         no site, an unknown setting or metric, a model without `loss` or `quant`.
     """
-    check_choice("metric", metric, METRICS)
+    check_choice("metric", metric, OF_LABELS)
     columns = [parse_setting(name) for name in settings]
     _check_batches("batches", batches)
     _check_batches("calibration_batches", calibration_batches)
