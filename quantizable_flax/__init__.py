@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quantizable_flax.nn.layers import Dense
     from quantizable_flax.nn.softmax import SoftmaxConfig, clipped_softmax, make_softmax, softmax
     from quantizable_flax.pretrained.folder import from_pretrained
+    from quantizable_flax.pretrained.write import to_huggingface
     from quantizable_flax.ptq.calibrate import calibrate
     from quantizable_flax.ptq.int8 import to_int8
     from quantizable_flax.quantization.sites import Site
@@ -47,6 +48,7 @@ __all__ = [
     "load",
     "make_softmax",
     "softmax",
+    "to_huggingface",
     "to_int8",
     "to_state_dict",
     "token_scores",
@@ -65,6 +67,7 @@ _MODULES = {
     "interop": ("from_state_dict", "to_state_dict"),
     "checkpoint.load": ("load",),
     "pretrained.folder": ("from_pretrained",),
+    "pretrained.write": ("to_huggingface",),
     "models.build": ("build_model", "with_quant"),
     "models.losses": ("token_scores",),
     "ptq.int8": ("to_int8",),

@@ -11,7 +11,7 @@ from etils import epath
 from jax import export
 
 from quantizable_flax.checkpoint import store
-from quantizable_flax.errors import UserError
+from quantizable_flax.pretrained.new_folder import check_new
 from quantizable_flax.ptq.int8 import size_in_bytes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -37,11 +37,7 @@ def check_folder(path: str, flag: str) -> epath.Path:
       UserError: it is there and not empty, or its path cannot be used.
     """
     folder = store.absolute(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{flag}={path} must be a new or an empty folder, found "
-            f"{'files in it' if folder.is_dir() else 'a file'}: name another one."
-        )
+    check_new(folder, f"{flag}={path}")
     return folder
 
 

@@ -1,6 +1,8 @@
 """quantizable_flax.export: a trained run as a model to take away."""
 
 import logging
+from collections.abc import Callable
+from typing import NamedTuple
 
 from absl import flags
 from etils import epath
@@ -10,8 +12,11 @@ from quantizable_flax.checkpoint.load import Run, load_run, override_run
 from quantizable_flax.cli import program
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluation.study import make_evaluator
-from quantizable_flax.ptq.int8 import count_products
+from quantizable_flax.pretrained.write import to_huggingface
+from quantizable_flax.ptq.int8 import count_products, size_in_bytes
 from quantizable_flax.ptq.settings import Setting, check_spec, make_spec, parse_setting
+from quantizable_flax.ptq.trained import learns_ranges
+from quantizable_flax.quantization.learned import without_grids
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
 from quantizable_flax.runtime import terminal
 from quantizable_flax.runtime.compilation_cache import use_compilation_cache
@@ -28,17 +33,22 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "to",
         "int8",
-        "What to write; int8: an Orbax checkpoint of integers, and a StableHLO program beside it.",
+        "What to write; int8: an Orbax checkpoint of integers, and a StableHLO program beside it; "
+        "huggingface: a folder of transformers (config.json, model.safetensors, tokenizer.json).",
     )
     flags.DEFINE_string("out", None, "The folder to write, new or empty.")
     flags.DEFINE_string(
         "quant",
         "w8a8",
-        "Bits and options, as of eval.py: w8a8, w4a8+mse, w8a8+smooth=0.5; the rest of the scheme "
+        "Of int8: bits and options, as of eval.py: w8a8, w4a8+mse, w8a8+smooth=0.5; the rest of the scheme "
         "is set by --config.quant.KEY=VALUE.",
     )
-    flags.DEFINE_integer("calibration_seed", 0, "Which training batches ranges are taken from.")
-    flags.DEFINE_integer("batch_size", 8, "Batch size of the program, whose shapes are fixed.")
+    flags.DEFINE_integer(
+        "calibration_seed", 0, "Of int8: which training batches ranges are taken from."
+    )
+    flags.DEFINE_integer(
+        "batch_size", 8, "Of int8: batch size of the program, whose shapes are fixed."
+    )
 
 
 def main(arguments: list[str]) -> None:
@@ -48,17 +58,43 @@ def main(arguments: list[str]) -> None:
     check_choice("--to", FLAGS.to, TARGETS)
     workdir = program.required("workdir", FLAGS.workdir)
     folder = export.check_folder(program.required("out", FLAGS.out), "--out")
-    program.at_least(1, "batch_size", FLAGS.batch_size)
-    program.at_least(0, "calibration_seed", FLAGS.calibration_seed)
-    setting = parse_setting(FLAGS.quant)
+    target = TARGETS[FLAGS.to]
+    _check_given(target, overrides)
+    write = target.prepare()
     use_compilation_cache()
     run = load_run(workdir)
     logger.info("step %d of %s, to %s", run.info["step"], workdir, FLAGS.to)
     run = override_run(run, overrides)
     if run.is_int8:
         raise UserError(f"{workdir} is an INT8 model already: export the run that it came from.")
-    check_spec(run.model, make_spec(run.config, setting))
-    TARGETS[FLAGS.to](run, setting, folder, FLAGS.batch_size, FLAGS.calibration_seed)
+    write(run, folder)
+
+
+def _check_given(target: "Target", overrides: list[str]) -> None:
+    """Raises UserError for a flag or a key that the target would not look at."""
+    others = {name for other in TARGETS.values() for name in other.flags} - set(target.flags)
+    given = [f"--{name}" for name in sorted(others) if FLAGS[name].present]
+    for override in overrides:
+        name = override.lstrip("-")
+        if not name.startswith(target.keys):
+            given.append(f"--{name.partition('=')[0]}")
+    if given:
+        raise UserError(
+            f"{given[0]} is of another target, found it with --to={FLAGS.to}: leave it out."
+        )
+
+
+def _int8() -> "Write":
+    """Checks the flags of int8, and returns what writes it."""
+    program.at_least(1, "batch_size", FLAGS.batch_size)
+    program.at_least(0, "calibration_seed", FLAGS.calibration_seed)
+    setting = parse_setting(FLAGS.quant)
+
+    def write(run: Run, folder: epath.Path) -> None:
+        check_spec(run.model, make_spec(run.config, setting))
+        write_int8(run, setting, folder, FLAGS.batch_size, FLAGS.calibration_seed)
+
+    return write
 
 
 def write_int8(
@@ -101,7 +137,47 @@ def write_int8(
         )
 
 
-TARGETS = {"int8": write_int8}
+def write_huggingface(run: Run, folder: epath.Path) -> None:
+    """Writes a run as transformers does, in floating point, with its tokenizer and class names.
+
+    Args:
+      run: in floating point.
+      folder: a new or empty one.
+
+    Raises:
+      UserError: as `to_huggingface`.
+    """
+    if run.trained_spec is not None:
+        logger.info("in floating point, without the grids of quant.train_setting")
+    params = without_grids(run.params) if learns_ranges(run.config) else run.params
+    crop = run.config.data.get("eval_crop", 1.0)
+    to_huggingface(run.model, params, str(folder), assets=run.assets, eval_crop=crop)
+    with terminal.printing():
+        names = ", ".join(sorted(path.name for path in folder.iterdir()))
+        print(f"Wrote {folder}: {names}; parameters {size_in_bytes(params) / 1e6:.1f} MB.")
+
+
+Write = Callable[[Run, epath.Path], None]
+
+
+class Target(NamedTuple):
+    """What a run can be written as.
+
+    Attributes:
+      prepare: checks the flags before anything is read, and returns what writes a run.
+      flags: those that are its own.
+      keys: how the overrides begin that it looks at.
+    """
+
+    prepare: Callable[[], Write]
+    flags: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+TARGETS = {
+    "int8": Target(_int8, ("quant", "calibration_seed", "batch_size"), program.OVERRIDES),
+    "huggingface": Target(lambda: write_huggingface, (), ("config.data.eval_crop",)),
+}
 
 
 def _check_integers(setting: Setting, spec: QuantSpec) -> None:

@@ -47,8 +47,14 @@ def to_state_dict(
       UserError: unknown model or source, params of another model, or a part of the model that the
         source does not have.
     """
-    model = build_model(config)
-    tables = {table.source: table for table in _tables(model, config.model.name)}
+    return state_dict_of(build_model(config), params, config.model.name, source)
+
+
+def state_dict_of(
+    model: nn.Module, params: Mapping[str, Any], family: str, source: str | None = None
+) -> dict[str, np.ndarray]:
+    """As `to_state_dict`, of a model in floating point whose family is known."""
+    tables = {table.source: table for table in _tables(model, family)}
     source = next(iter(tables)) if source is None else source
     check_choice("source", source, tables)
     return write(params, tables[source], shapes_of(model), model.config)

@@ -147,7 +147,7 @@ def _check_params(flat: Mapping[str, Any], shapes: Mapping[str, Shape]) -> None:
         if path not in shapes:
             raise UserError(
                 f"parameter {path!r} has no place in the configured model: give the parameters as "
-                "they were trained, neither smoothed nor as int8 codes."
+                "they were trained, neither smoothed nor as int8 codes, and without learned grids."
             )
     for path, shape in shapes.items():
         if path not in flat or np.shape(flat[path]) != shape:

@@ -1,4 +1,4 @@
-"""config.json of transformers as our configuration, and back."""
+"""config.json of transformers as our configuration."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.config import default_config
 from quantizable_flax.errors import UserError, nearest
-from quantizable_flax.pretrained.forms import FORMS, MISSING, Form
+from quantizable_flax.pretrained.forms import FORMS, Form
 
 FILE = "config.json"
 OURS = "quantizable_flax"  # a key of ours in config.json: attention that transformers lacks
@@ -147,41 +147,3 @@ def apply_attention(config: ConfigDict, attention: Mapping[str, Any], origin: st
             config.model.attention[key] = value
         except TypeError as error:
             raise UserError(f"{origin} has a value of another type: {error}.") from error
-
-
-def to_transformers(family: str, model: Any) -> dict[str, Any]:
-    """Returns the values of config.json for a model.
-
-    Args:
-      family: its name.
-      model: its frozen config.
-
-    Raises:
-      UserError: a family that transformers does not have, or a model that it cannot hold.
-    """
-    kind, suffix = _class_of(family, model)
-    form = FORMS[kind]
-    values: dict[str, Any] = {"model_type": kind, "architectures": [form.classes + suffix]}
-    for name, (key, _) in form.fields.items():
-        value = getattr(model, key)
-        if key == "max_position_embeddings":
-            value += form.position_offset
-        values[name] = model.hidden_size if name == "word_embed_proj_dim" and not value else value
-    values |= form.fixed
-    if getattr(model, "num_registers", 0):
-        raise UserError(
-            "transformers' ViT has no registers, found model.num_registers="
-            f"{model.num_registers}: export it to another target."
-        )
-    return {name: value for name, value in values.items() if value is not MISSING}
-
-
-def _class_of(family: str, model: Any) -> tuple[str, str]:
-    for kind, form in FORMS.items():
-        for suffix, keys in form.heads:
-            if form.family == family and all(getattr(model, k) == v for k, v in keys.items()):
-                return kind, suffix
-    raise UserError(
-        f"transformers has no model.name={family}, expected one of "
-        f"{', '.join(sorted({form.family for form in FORMS.values()}))}."
-    )

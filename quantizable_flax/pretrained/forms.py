@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-MISSING = object()
-
 
 @dataclasses.dataclass(frozen=True)
 class Form:
@@ -19,6 +17,7 @@ class Form:
       heads: (what a class is called behind `classes`, the keys of `config.model` that it means), in
         the order in which they are tried when a model is written.
       position_offset: rows of the position table that its `max_position_embeddings` counts too.
+      needs: key of `config.model` -> the only value that its models compute with.
     """
 
     family: str
@@ -27,6 +26,7 @@ class Form:
     fixed: Mapping[str, Any]
     heads: tuple[tuple[str, Mapping[str, Any]], ...]
     position_offset: int = 0
+    needs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -101,6 +101,7 @@ BERT_HEADS = (
     ("Model", {"head": "none"}),
 )
 _IMAGES = {"hidden_act": "gelu", "qkv_bias": True}
+_PLAIN = {"num_registers": 0, "patch_layer_norm": False}
 _ROBERTA = Form("roberta", "Roberta", ROBERTA, ENCODER, BERT_HEADS, position_offset=2)
 
 FORMS: dict[str, Form] = {
@@ -115,6 +116,7 @@ FORMS: dict[str, Form] = {
         DISTILBERT,
         {"activation": "gelu", "tie_word_embeddings": True},
         (("ForMaskedLM", {"head": "masked_lm"}), CLASSIFIER, ("Model", {"head": "none"})),
+        needs={"layer_norm_eps": 1e-12, "type_vocab_size": 0},
     ),
     "opt": Form(
         "opt",
@@ -128,6 +130,7 @@ FORMS: dict[str, Form] = {
             "tie_word_embeddings": True,
         },
         (("ForCausalLM", {}), ("Model", {})),
+        needs={"layer_norm_eps": 1e-5},
     ),
     "vit": Form(
         "vit",
@@ -138,6 +141,7 @@ FORMS: dict[str, Form] = {
             ("Model", {"num_classes": 0, "distillation": "none"}),
             ("ForImageClassification", {"distillation": "none"}),
         ),
+        needs=_PLAIN,
     ),
     "deit": Form(
         "vit",
@@ -149,5 +153,6 @@ FORMS: dict[str, Form] = {
             ("ForImageClassification", {"distillation": "token"}),
             ("ForImageClassificationWithTeacher", {"distillation": "head"}),
         ),
+        needs=_PLAIN,
     ),
 }
