@@ -40,8 +40,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "quant",
         "w8a8",
-        "Of int8: bits and options, as of eval.py: w8a8, w4a8+mse, w8a8+smooth=0.5; the rest of the scheme "
-        "is set by --config.quant.KEY=VALUE.",
+        "Of int8: bits and options, as of eval.py: w8a8, w4a8+mse, w8a8+smooth=0.5; the rest of "
+        "the scheme is set by --config.quant.KEY=VALUE.",
     )
     flags.DEFINE_integer(
         "calibration_seed", 0, "Of int8: which training batches ranges are taken from."

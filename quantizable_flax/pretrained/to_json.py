@@ -142,7 +142,12 @@ def preprocessor(model: Any, eval_crop: float) -> dict[str, Any]:
     Args:
       model: its frozen config.
       eval_crop: share of the shorter side that is kept, in (0, 1].
+
+    Raises:
+      UserError: a share out of its bounds.
     """
+    if not 0.0 < eval_crop <= 1.0:
+        raise UserError(f"eval_crop must be in (0, 1], found {eval_crop}.")
     size = model.image_size
     return {
         "image_processor_type": "CLIPImageProcessor",

@@ -71,6 +71,7 @@ def test_learned_grids_are_left_out(exported):
     assert bool(grids) <= bool(tied)  # it is the OPT
 
 
+@pytest.mark.parametrize("exported", ["bert"], indirect=True)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

@@ -105,7 +105,11 @@ CASES = [
     ("opt", {}, {"pre_layer_norm": False, "embed_size": 12, "pad_token_id": 1}),
     ("opt", CLIPPED, {"pre_layer_norm": False}),
     ("vit", {}, {"num_classes": 0, "pooling": "mean"}),
-    ("vit", {}, {"distillation": "token", "channels": 1, "pixel_mean": (0.1,), "pixel_std": (3.0,)}),
+    (
+        "vit",
+        {},
+        {"distillation": "token", "channels": 1, "pixel_mean": (0.1,), "pixel_std": (3.0,)},
+    ),
     ("vit", MLP, {"distillation": "head"}),
 ]
 
@@ -123,9 +127,10 @@ def test_what_is_written_is_read_back(family, attention, changes, tmp_path):
     assert (noted is None) == (not attention)
     if noted:
         assert noted["version"] == 1
-        assert noted["attention"].items() >= {
-            key: value for key, value in attention.items() if key != "alpha"
-        }.items()
+        assert (
+            noted["attention"].items()
+            >= {key: value for key, value in attention.items() if key != "alpha"}.items()
+        )
 
 
 def test_one_sentence_says_that_transformers_knows_no_gates(tmp_path, caplog):
@@ -163,6 +168,8 @@ def test_images_are_prepared_as_in_evaluation(tmp_path):
         key: changes[key] for key in ("pixel_mean", "pixel_std")
     }
     assert config.data.eval_crop == 0.9
+    with pytest.raises(UserError, match=r"eval_crop must be in \(0, 1\], found 90"):
+        qf.to_huggingface(*made("vit"), str(tmp_path / "new"), eval_crop=90)
 
 
 def test_folders_of_sentence_transformers_only_where_their_default_differs(tmp_path):
@@ -251,5 +258,5 @@ def test_a_folder_that_is_full_or_cannot_be_written_is_named(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", refuse)
-    with pytest.raises(UserError, match="found 'No space left on device'.*make room"):
+    with pytest.raises(UserError, match=r"found 'No space left on device'.*make room"):
         qf.to_huggingface(model, params, str(tmp_path / "other"))
