@@ -58,7 +58,7 @@ def to_huggingface(
         is not empty or cannot be written.
     """
     family, assets = _family_of(model), dict(assets or {})
-    if "://" in path:
+    if "://" in str(path):
         raise UserError(f"path {path} must be a local folder: write to one, and copy that.")
     folder = Path(path).expanduser()
     with writing(folder):

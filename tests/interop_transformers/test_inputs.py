@@ -11,7 +11,7 @@ import quantizable_flax as qf
 from quantizable_flax.data.images import crops
 from quantizable_flax.data.images.decode import open_image, to_array
 from quantizable_flax.data.text.tokenizer import Tokenizer
-from tests.pretrained.test_to_huggingface import made
+from tests.pretrained.written import made
 from tests.tiny import TEXT
 
 pytest.importorskip("torch")

@@ -13,7 +13,7 @@ import pytest
 
 import quantizable_flax as qf
 from tests.make_pretrained_goldens import CASES, inputs
-from tests.pretrained.test_to_huggingface import CLIPPED, DROPPED, MLP, OTHER_CLASS, made
+from tests.pretrained.written import CLIPPED, DROPPED, MLP, OTHER_CLASS, made
 from tests.programs import ROOT
 
 torch = pytest.importorskip("torch")
@@ -117,6 +117,7 @@ GATED = [
     ("opt", "OPTForCausalLM", CLIPPED | {"gate": "all_heads_linear"}),
     ("vit", "ViTForImageClassification", CLIPPED | MLP),
     ("vit", "ViTForImageClassification", CLIPPED | POOLED),
+    ("vit", "DeiTForImageClassification", CLIPPED | MLP),
 ]
 
 
@@ -124,9 +125,9 @@ GATED = [
 def test_the_documented_module_computes_gates_and_clipped_softmax(
     family, name, attention, tmp_path
 ):
-    sizes = {"patch_size": 4, "image_size": 8} if family == "vit" else {}
-    changes = {"pad_token_id": 1} if family == "roberta" else {}
-    model, params = made(family, attention, **sizes, **changes)
+    changes = {"roberta": {"pad_token_id": 1}, "vit": {"patch_size": 4, "image_size": 8}}
+    token = {"distillation": "token"} if name.startswith("DeiT") else {}
+    model, params = made(family, attention, **changes.get(family, {}), **token)
     params = jax.tree.map(lambda x: 0.3 * x, params)
     qf.to_huggingface(model, params, str(tmp_path / "ours"))
     again, missing, unexpected = loaded(name, tmp_path / "ours")

@@ -12,36 +12,16 @@ import pytest
 from safetensors.numpy import load_file
 
 import quantizable_flax as qf
-from quantizable_flax import UserError, build_model
+from quantizable_flax import UserError
 from quantizable_flax.models.build import FAMILIES, with_config
 from quantizable_flax.pretrained.folder import read_folder
 from tests.helpers import pairs
-from tests.interop.test_to_state_dict import drawn, small_config
 from tests.pretrained import published
 from tests.pretrained.published import ARCHITECTURES
+from tests.pretrained.written import CLIPPED, DROPPED, MLP, OTHER_CLASS, made
 
 # What is of training or of speed alone, and stands in no folder.
 NOT_KEPT = {"dtype", "remat", "loss_chunk", "max_predictions", "label_smoothing"}
-CLIPPED = {"softmax": "clipped", "gamma": -0.1, "zeta": 1.0 + 1 / 3}
-MLP = {"gate": "mlp", "gate_hidden": 3, "gate_pi_init": 0.3, "gate_finetune": True}
-# What we have in another class: the same weights, without what that class does not use.
-OTHER_CLASS = {
-    "BertForPreTraining": "BertForMaskedLM",
-    "OPTModel": "OPTForCausalLM",
-    "XLMRobertaModel": "RobertaModel",
-}
-DROPPED = {
-    "BertForPreTraining": ("cls.seq_relationship", "bert.pooler"),
-    "ViTModel": "pooler",
-    "DeiTModel": "pooler",
-}
-
-
-def made(family: str, attention=None, **changes):
-    """(model, params) of random parameters."""
-    config = small_config(family, **changes)
-    config.model.attention.update(attention or {})
-    return build_model(config), jax.tree.map(jnp.asarray, drawn(config))
 
 
 def assert_equal(actual, expected):
@@ -191,6 +171,12 @@ def test_models_in_bfloat16_are_written_in_float32(tmp_path):
     qf.to_huggingface(model, params, str(tmp_path))
     assert config_json(tmp_path)["dtype"] == "float32"
     assert_equal(qf.from_pretrained(str(tmp_path))[1], params)
+
+
+def test_padding_of_roberta_is_that_by_which_transformers_counts_positions(tmp_path):
+    qf.to_huggingface(*made("roberta", pad_token_id=None), str(tmp_path))
+    written = config_json(tmp_path)
+    assert (written["pad_token_id"], written["max_position_embeddings"]) == (1, 14)
 
 
 @pytest.mark.parametrize(

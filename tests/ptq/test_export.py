@@ -176,7 +176,10 @@ def test_int8_model_is_evaluated_but_not_trained(bert, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--to=int4"], ["--to must be one of int8, huggingface, found 'int4'", "did you mean 'int8'"]),
+        (
+            ["--to=int4"],
+            ["--to must be one of int8, huggingface, found 'int4'", "did you mean 'int8'"],
+        ),
         (["--workdir="], ["--workdir is required"]),
         (["--workdir=nowhere"], ["nowhere holds no finished checkpoint"]),
         (["--out="], ["--out is required"]),
