@@ -176,7 +176,9 @@ class Target(NamedTuple):
 
 TARGETS = {
     "int8": Target(_int8, ("quant", "calibration_seed", "batch_size"), program.OVERRIDES),
-    "huggingface": Target(lambda: write_huggingface, (), ("config.data.eval_crop",)),
+    "huggingface": Target(
+        lambda: write_huggingface, (), ("config.data.eval_crop", "config.model.attention.")
+    ),
 }
 
 

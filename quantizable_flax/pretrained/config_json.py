@@ -61,6 +61,12 @@ def from_transformers(values: Mapping[str, Any], tensors: Iterable[str], origin:
         if key == "max_position_embeddings":
             value -= form.position_offset
         keys[key] = value
+    if form.position_offset and keys["pad_token_id"] != form.position_offset - 1:
+        raise UserError(
+            f"{origin} has pad_token_id={json.dumps(keys['pad_token_id'])}, behind which positions "
+            f"begin, where our {form.family} counts them from {form.position_offset}: take another "
+            "model."
+        )
     if keys.get("embed_size") == keys["hidden_size"]:
         keys["embed_size"] = None
     try:

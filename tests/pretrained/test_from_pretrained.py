@@ -80,6 +80,7 @@ def change(name, tmp_path, **values):
         ("BertModel", {"num_attention_heads": 3}, "num_heads must divide"),
         ("BertModel", {"hidden_size": "16"}, "a value of another type"),
         ("ViTModel", {"image_size": [8, 16]}, r"image_size=\[8, 16\], expected a square"),
+        ("RobertaModel", {"pad_token_id": 0}, "pad_token_id=0, behind which positions begin"),
         ("ViTModel", {"qkv_bias": False}, "qkv_bias=false"),
         ("BertModel", {"quantizable_flax": {"attention": {"gama": 1}}}, "did you mean 'gamma'"),
     ],
