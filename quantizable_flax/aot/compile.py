@@ -26,8 +26,10 @@ from quantizable_flax.models.flops import step_flops
 from quantizable_flax.ptq.trained import learns_ranges
 from quantizable_flax.runtime import terminal
 from quantizable_flax.runtime.mesh import batch_sharding, batch_shards
+from quantizable_flax.training.distillation import make_objective
 from quantizable_flax.training.setup import set_up
 from quantizable_flax.training.step import abstract_state, make_train_step
+from quantizable_flax.training.teacher import abstract_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +124,9 @@ def lower(
     mesh, model, optimizer = set_up(config, devices)
     learned = learns_ranges(config)
     state = abstract_state(model, optimizer, model.example_batch(), mesh, learned_ranges=learned)
-    step: Any = make_train_step(model, optimizer, config, mesh, state)
-    return step.lower(state, abstract_batch(config, mesh)), mesh
+    objective = make_objective(config, model, abstract_teacher(config, model, mesh))
+    step: Any = make_train_step(model, optimizer, config, mesh, state, objective)
+    return step.lower(state, abstract_batch(config, mesh), *objective.given), mesh
 
 
 def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:

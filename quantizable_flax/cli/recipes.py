@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -20,18 +21,54 @@ def folder() -> Path:
 def with_paths(arguments: list[str]) -> list[str]:
     """Returns the arguments of a command line with the file in place of a recipe's bare name.
 
+    A recipe that takes a model, `TAKES_MODEL = True` in its file, gets the value of init_from
+    behind its variant, as `FILE:VARIANT,PATH`: it reads the model's configuration there.
+
     Raises:
-      UserError: no recipe has that name.
+      UserError: no recipe has that name, or two models are named.
     """
+    model = _value_of(f"{FLAG}.init_from", arguments)
     found = []
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag == FLAG and equals:
-            argument = f"{FLAG}={path_of(value)}"
+            argument = f"{FLAG}={_with_model(path_of(value), model)}"
         elif index and arguments[index - 1] == FLAG:
-            argument = path_of(argument)
+            argument = _with_model(path_of(argument), model)
         found.append(argument)
     return found
+
+
+def _value_of(flag: str, arguments: list[str]) -> str | None:
+    """The last value of a flag, as `--flag=value` or `--flag value`."""
+    value = None
+    for index, argument in enumerate(arguments):
+        name, equals, rest = argument.partition("=")
+        if name == flag:
+            value = rest if equals else "".join(arguments[index + 1 : index + 2])
+    return value
+
+
+def _with_model(recipe: str, model: str | None) -> str:
+    file, _, given = recipe.partition(":")
+    if model is None or not takes_model(file):
+        return recipe
+    variant, comma, named = given.partition(",")
+    if comma and named != model:
+        raise UserError(
+            f"{FLAG}.init_from={model} is not the model behind the comma of {FLAG}, {named}: name "
+            "it once."
+        )
+    return f"{file}:{variant},{model}"
+
+
+def takes_model(file: str) -> bool:
+    """Whether a recipe's file says so, without running it."""
+    try:
+        text = Path(file).read_text("utf-8")
+    except (OSError, ValueError):
+        return False  # whoever loads it says why
+    return re.search(r"^TAKES_MODEL = True$", text, re.MULTILINE) is not None
 
 
 def path_of(recipe: str) -> str:

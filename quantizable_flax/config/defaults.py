@@ -49,7 +49,11 @@ def shared_keys() -> Keys:
     """Keys that every family has."""
     return {
         "name": Key(None, "a row's name in tables, None for that of the workdir", str),
-        "init_from": Key(None, "the run whose parameters and tokenizer a new run starts from", str),
+        "init_from": Key(
+            None,
+            "what a new run starts from: another run, a published model's folder or hf:org/name",
+            str,
+        ),
         "seed": Key(0, "of initialization, order of the data, masks, augmentation and dropout"),
         "optimizer": {
             "learning_rate": Key(1e-4, "peak of the schedule"),
@@ -63,6 +67,9 @@ def shared_keys() -> Keys:
             "eps": Key(1e-8, "added to AdamW's divisor"),
             "weight_decay": Key(0.01, "of AdamW, for all but biases, LayerNorms and tables of ViT"),
             "decay_layer_norm": Key(False, "also decay the scales of LayerNorms"),
+            "frozen": Key(
+                None, "parameters that stay as they are, a regular expression of full paths", str
+            ),
             "clip_norm": Key(1.0, "the largest global norm of a gradient, 0 for no clipping"),
         },
         "train": {
@@ -113,6 +120,29 @@ def shared_keys() -> Keys:
             ),
         },
         "quant": quant_keys(),
+        "distill": distill_keys(),
+    }
+
+
+def distill_keys() -> Keys:
+    """Keys of `config.distill`, by which a run stays near a teacher instead of learning labels."""
+    return {
+        "teacher": Key(
+            None, "a run, a published model's folder or hf:org/name, None for no distillation", str
+        ),
+        "hidden": Key(1.0, "weight of the mean squared error of the last hidden states"),
+        "pooled": Key(0.0, "weight of 1 - cosine of the embeddings"),
+        "logits": Key(0.0, "weight of the KL divergence of the teacher's distribution, in nats"),
+        "logits_positions": Key(
+            16, "tokens of each sequence whose distributions are compared, 0 for none"
+        ),
+        "outliers": Key(0.0, "weight of mean((|x| / outlier_scale)^outlier_power) over the sites"),
+        "outlier_scale": Key(3.0, "the magnitude of an activation that costs 1, above 0"),
+        "outlier_power": Key(4, "how steeply the cost rises, at least 1"),
+        "outlier_sites": Key(
+            r"layer_\d+/(attention|ffn)_residual",
+            "the activations that it is taken of, a regular expression of sites by full path",
+        ),
     }
 
 

@@ -90,6 +90,28 @@ def read_folder(
     path: str, *, attention: Mapping[str, Any] | None = None, with_assets: bool = True
 ) -> Pretrained:
     """As `from_pretrained`, with the configuration and, if asked for, the tokenizer."""
+    folder, values, tensors, config = _opened(path)
+    apply_attention(config, attention or {}, "attention")
+    model = build_model(config)
+    try:
+        params = jax.tree.map(jnp.asarray, from_state_dict(tensors, config))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    assets = _assets(folder, values, config) if with_assets else {}
+    return Pretrained(config, model, params, assets)
+
+
+def read_folder_config(path: str) -> ConfigDict:
+    """Returns the configuration of a published model alone, without reading its weights.
+
+    Raises:
+      UserError: as `from_pretrained`, but for what only the weights tell.
+    """
+    return _opened(path)[-1]
+
+
+def _opened(path: str) -> tuple[Path, dict[str, Any], Mapping[str, Any], ConfigDict]:
+    """Returns (folder, values of its config.json, tensors that nobody has read yet, config)."""
     folder = resolve(path.removeprefix(HUB))
     if not (folder / FILE).is_file():
         raise UserError(
@@ -99,14 +121,7 @@ def read_folder(
     values, tensors = read_json(folder / FILE), read_weights(folder)
     config = read_config(folder, values, tensors)
     apply_attention(config, gates_of(tensors) if OURS not in values else {}, "the weights")
-    apply_attention(config, attention or {}, "attention")
-    model = build_model(config)
-    try:
-        params = jax.tree.map(jnp.asarray, from_state_dict(tensors, config))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    assets = _assets(folder, values, config) if with_assets else {}
-    return Pretrained(config, model, params, assets)
+    return folder, values, tensors, config
 
 
 def read_config(folder: Path, values: Mapping[str, Any], tensors: Mapping[str, Any]) -> ConfigDict:

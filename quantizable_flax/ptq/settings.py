@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -151,14 +151,33 @@ def check_spec(model: nn.Module, spec: QuantSpec) -> None:
     with_quant(model, spec)
     if not spec.patterns():
         return
-    names = site_names(model, spec)
-    for pattern in spec.patterns():
-        if not any(re.fullmatch(pattern, name) for name in names):
+    check_patterns("quant.float_sites or quant.site_bits", spec.patterns(), site_names(model, spec))
+
+
+def check_patterns(
+    key: str, patterns: Iterable[str], names: Sequence[str], what: str = "sites"
+) -> list[str]:
+    """Returns the names that some of the regular expressions match in full.
+
+    Raises:
+      UserError: one of them is none, or matches none of the names.
+    """
+    matched = set()
+    for pattern in patterns:
+        try:
+            found = {name for name in names if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise UserError(
+                f"{key} must be a regular expression, found {pattern!r} ({error}): correct it."
+            ) from error
+        if not found:
             close = sorted(names, key=lambda name: _distance(pattern, name))[:5]
             raise UserError(
-                f"the expression {pattern!r} of quant.float_sites or quant.site_bits matches none "
-                f"of the {len(names)} sites in full: the nearest are {', '.join(close)}."
+                f"the expression {pattern!r} of {key} matches none of the {len(names)} {what} in "
+                f"full: the nearest are {', '.join(close)}."
             )
+        matched |= found
+    return [name for name in names if name in matched]
 
 
 def _distance(pattern: str, name: str) -> float:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from quantizable_flax.errors import UserError
 from quantizable_flax.quantization import estimators, learned, ranges
 from quantizable_flax.quantization.grid import Grid, make_grid
+from quantizable_flax.quantization.penalty import cost_above
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
 from quantizable_flax.quantization.statistics import inf_norm, kurtosis, token_mean
 from quantizable_flax.quantization.tensor import Quantized, Tensor, quantize, quantize_int8, values
@@ -21,6 +22,7 @@ SWITCHES = "switches"  # collection: per site a bool, whether it quantizes (all 
 STORED = "stored"  # collection, written only: what a model served in int8 needs instead of RANGES
 FRESH = "fresh"  # collection, written only: the ranges of weights as these are now
 GRIDS = "grids"  # collection, written only: the parameters with which a grid begins to learn
+PENALTY = "penalty"  # collection: at sites that the caller names a `limit`, and its `cost` there
 
 
 class Site(nn.Module):
@@ -30,8 +32,9 @@ class Site(nn.Module):
     sample, and of [B, T, D] also those of each token, averaged over the sample. With a `quant`
     spec it quantizes by its range in `ranges`; if that collection is mutable, the range is first
     updated from x, so that calibration sees what inference sees. Where the parameters hold a
-    learned grid at this site, that one comes first.
-    Asked for neither, it leaves no operation in the program.
+    learned grid at this site, that one comes first. Where the caller put a `Limit` into `penalty`,
+    it stores what x costs by it before it is quantized, for a loss to be differentiated by.
+    Asked for none of these, it leaves no operation in the program.
 
     Attributes:
       quant: how to quantize, None for floating point.
@@ -46,6 +49,9 @@ class Site(nn.Module):
         Where `visible`, which broadcasts to x, is False, x does not count for ranges of rows: what
         a token may not see must not move its grid.
         """
+        if self.has_variable(PENALTY, "limit"):
+            limit: Any = self.get_variable(PENALTY, "limit")
+            self.put_variable(PENALTY, "cost", cost_above(x, limit))
         out = self._quantized(x, visible)
         for name, statistic in (("inf_norm", inf_norm), ("kurtosis", kurtosis)):
             record(self, name, functools.partial(_of_values, statistic, out))

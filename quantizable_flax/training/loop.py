@@ -1,6 +1,7 @@
 """The training loop: mesh, model, state, restore, data, step, loop."""
 
 import json
+from typing import Any
 
 import jax
 from etils import epath
@@ -19,11 +20,14 @@ from quantizable_flax.runtime.mesh import batch_share
 from quantizable_flax.runtime.profiling import parse_steps
 from quantizable_flax.runtime.workdir import check_writable
 from quantizable_flax.training import initial, qat
+from quantizable_flax.training.distillation import make_objective
 from quantizable_flax.training.feed import Feed
+from quantizable_flax.training.measures import Measures
 from quantizable_flax.training.run import Run
 from quantizable_flax.training.setup import set_up
 from quantizable_flax.training.step import init_state, make_train_step
 from quantizable_flax.training.stopping import StopSignal
+from quantizable_flax.training.teacher import check_tokenizer, load_teacher
 
 
 def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> TrainState:
@@ -52,6 +56,8 @@ def _train(
 ) -> TrainState:
     mesh, model, optimizer = set_up(config)
     task = _task_of_newest(config, path)  # before anything is compiled
+    teacher = load_teacher(config, model, mesh)
+    objective = make_objective(config, model, teacher)
     state = init_state(
         model,
         optimizer,
@@ -62,10 +68,14 @@ def _train(
     )
 
     state, notes, damaged = _restore(config, path, state)
-    assets = notes.assets if notes is not None else None
+    assets = notes.assets if notes is not None else {}
+    known = assets or None
     if notes is None and config.init_from:
         state, assets = initial.start_from(config, state)
-    task = task or make_task(config, assets)
+        known = initial.for_data(config, assets)
+    task = task or make_task(config, known)
+    if teacher is not None:
+        check_tokenizer(config, teacher, task)
     data = train_iterator(
         task,
         batch_size=config.train.batch_size,
@@ -79,27 +89,30 @@ def _train(
         data.set_state(notes.data)
     elif config.quant.train:
         state = qat.calibrated(config, model, task, state)
-    run = Run(config, path, model, task, notes, mesh, lock)
+    measures = Measures(config, model, task, mesh, objective)
+    run = Run(config, path, measures, task, assets, notes, mesh, lock)
     run.begin(damaged)
-    step = make_train_step(model, optimizer, config, mesh, state)
+    step = make_train_step(model, optimizer, config, mesh, state, objective)
     step = run.observed(step, state, traced)
     feed = Feed(data, mesh, config.train.prefetch, run.input_clock)
     try:
         with jax.transfer_guard("disallow"), StopSignal() as stop:
-            return _loop(run, state, step, feed, stop)
+            return _loop(run, state, step, feed, stop, objective.given)
     finally:
         data.close()
         run.close()
 
 
-def _loop(run: Run, state: TrainState, step, feed: Feed, stop: StopSignal) -> TrainState:
+def _loop(
+    run: Run, state: TrainState, step, feed: Feed, stop: StopSignal, given: tuple[Any, ...]
+) -> TrainState:
     train, every = run.config.train, run.config.checkpoint.every
     done, pending = run.start, None  # metrics are fetched one step late, dispatch never waits
     while done < train.steps:
         batch = next(feed)
         if train.telemetry_every and done % train.telemetry_every == 0:
             run.telemetry(done, state, batch)
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, *given)
         done += 1
         if pending is not None:
             run.record(done - 1, pending)

@@ -1,7 +1,9 @@
 """What is measured of a model while it trains."""
 
+import collections
 import functools
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -13,23 +15,40 @@ from quantizable_flax.checkpoint.state import TrainState
 from quantizable_flax.data.pipeline import eval_batches
 from quantizable_flax.data.task import Task
 from quantizable_flax.evaluation.outliers import outlier_sites, telemetry
-from quantizable_flax.evaluation.step import Metrics, evaluate, make_eval_step
+from quantizable_flax.evaluation.step import evaluate, make_eval_step
+from quantizable_flax.models.metric import FIDELITY, Metric
 from quantizable_flax.nn.partition import on_mesh
 from quantizable_flax.quantization.sites import RANGES, STATS
 from quantizable_flax.runtime.mesh import batch_share, put_batch, replicated
-from quantizable_flax.training.step import Batch
+from quantizable_flax.training.distillation import Distillation
+from quantizable_flax.training.objective import Batch, Objective
 
 
 class Measures:
-    """The metric on the validation split, and the outlier statistics of a batch."""
+    """The metric on the validation split, and the outlier statistics of a batch.
 
-    def __init__(self, config: ConfigDict, model: nn.Module, task: Task, mesh: Mesh):
+    Attributes:
+      metric: the model's, or fidelity to the teacher.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: nn.Module,
+        task: Task,
+        mesh: Mesh,
+        objective: Objective,
+    ):
         """Opens the validation split, where it is read at all.
 
         Raises:
           UserError: too few examples for a batch.
         """
-        self._metric, self._limit = model.metric, config.train.eval_batches
+        self._objective, self._limit = objective, config.train.eval_batches
+        family: Any = model
+        self.metric: Metric = family.metric
+        if isinstance(objective, Distillation):
+            self.metric = FIDELITY
         self._place = functools.partial(put_batch, mesh=mesh)
         self._validation: Any = None
         if config.train.eval_every:
@@ -49,22 +68,50 @@ class Measures:
             return telemetry(updated[STATS], sites)
 
         self._telemetry_step = jax.jit(stats, out_shardings=replicated(mesh))
-        self._eval_step = make_eval_step(model, mesh=mesh)
+        if isinstance(objective, Distillation):
+            self._eval_step = objective.eval_step(mesh)
+        else:
+            self._eval_step = make_eval_step(model, mesh=mesh)
 
     def telemetry(self, state: TrainState, batch: Batch) -> dict[str, Any]:
         """Statistics of the published sites, and the means of the gates, by name."""
         stats = jax.device_get(self._telemetry_step(state.params, state.ranges, batch))
         return {name: value.tolist() for name, value in stats.items()}
 
-    def validation(self, state: TrainState) -> Metrics:
-        """The metric on the first `config.train.eval_batches` batches, all where that is 0."""
+    def validation(self, state: TrainState) -> dict[str, float]:
+        """Loss and metric on the first `config.train.eval_batches` batches, all where that is 0."""
+        batches = itertools.islice(self._validation, self._limit or None)
         with jax.transfer_guard("allow"):
-            return evaluate(
+            if isinstance(self._objective, Distillation):
+                return self._distances(self._objective, state, batches)
+            metrics = evaluate(
                 self._eval_step,
                 state.params,
-                itertools.islice(self._validation, self._limit or None),
+                batches,
                 state.ranges,
-                metric=self._metric,
+                metric=self.metric,
                 label="validation",
                 place=self._place,
             )
+        return {
+            "loss": metrics.loss,
+            "accuracy": metrics.accuracy,
+            self.metric.name: metrics.value,
+        }
+
+    def _distances(
+        self, objective: Distillation, state: TrainState, batches: Iterable[Any]
+    ) -> dict[str, float]:
+        """The parts of the distillation, and the mean cosine of the embeddings to the teacher's.
+
+        The cosine is what evaluation calls fidelity; its step may take this one's place.
+        """
+        sums: dict[str, float] = collections.defaultdict(float)
+        for batch in batches:
+            found = self._eval_step(
+                state.params, state.ranges, self._place(batch), *objective.given
+            )
+            for name, value in jax.device_get(found).items():
+                sums[name] += float(value)
+        means = objective.of_sums(sums)
+        return means | {self.metric.name: 1.0 - means["pooled"]}

@@ -1,12 +1,15 @@
 """AdamW with warm-up, linear or cosine decay, clipping and the published decay mask."""
 
+import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.ptq.settings import check_patterns
 from quantizable_flax.quantization.learned import is_grid
 
 SCHEDULES = ("linear", "cosine")
@@ -75,6 +78,8 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     """Returns clip -> AdamW by `config.optimizer` for a run of `steps` steps.
 
+    What `optimizer.frozen` matches stays as it is, and counts for no norm.
+
     Learned grids may have a learning rate of their own, `config.quant.range_learning_rate`; its
     schedule is that of the weights in proportion.
 
@@ -100,7 +105,35 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
     # Without clipping the state keeps its structure, so a run may be continued either way.
     norm = optimizer.clip_norm
     clip = optax.clip_by_global_norm(norm) if norm else optax.identity()
-    return optax.chain(clip, adamw)
+    return _freezing(optax.chain(clip, adamw), optimizer.frozen)
+
+
+def _freezing(
+    inner: optax.GradientTransformation, pattern: str | None
+) -> optax.GradientTransformation:
+    """As `inner`, and with its state, but nothing moves the parameters of a matching path."""
+    if pattern is None:
+        return inner
+
+    def without(tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: jnp.zeros_like(x) if re.fullmatch(pattern, _path(path)) else x, tree
+        )
+
+    def init(params):
+        names = [_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        check_patterns("optimizer.frozen", [pattern], names, "parameters")
+        return inner.init(params)
+
+    def update(updates, state, params=None):
+        updates, state = inner.update(without(updates), state, params)
+        return without(updates), state  # weight decay moves what has no gradient, too
+
+    return optax.GradientTransformation(init, update)
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    return "/".join(_names(path))
 
 
 def _grid_schedule(config: ConfigDict, steps: int) -> optax.Schedule | None:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -16,6 +15,7 @@ from quantizable_flax.checkpoint.lock_file import FILE
 from quantizable_flax.checkpoint.state import TrainState
 from quantizable_flax.data.task import Task
 from quantizable_flax.errors import UserError
+from quantizable_flax.models.metric import FIDELITY
 from quantizable_flax.runtime import hosts, workdir
 from quantizable_flax.runtime.profiling import Profile
 from quantizable_flax.runtime.progress import Progress, duration
@@ -33,16 +33,26 @@ class DivergedError(UserError):
 class Run:
     """What surrounds the steps: writers, progress, validation, checkpoints."""
 
-    def __init__(self, config, path, model: nn.Module, task: Task, notes, mesh: Mesh, lock: Lock):
-        self._lock = lock
-        self.config, self._path, self._metric, self._task = config, path, model.metric, task
+    def __init__(
+        self,
+        config,
+        path,
+        measures: Measures,
+        task: Task,
+        assets: dict[str, Any],
+        notes,
+        mesh: Mesh,
+        lock: Lock,
+    ):
+        self._lock, self._measures = lock, measures
+        self.config, self._path, self._task = config, path, task
+        self._assets = assets | task.assets  # what the model came with, and data do not know
         self._schedule = make_schedule(config.optimizer, config.train.steps)
         self.start = self._recorded = notes.info["step"] if notes is not None else 0
         self._throughput = Throughput(config, mesh, task.unit, self.start)
         self.input_clock = self._throughput.lost["input"]
         self._profile: Profile | None = None
         self._seconds_before = notes.info["train_seconds"] if notes is not None else 0.0
-        self._measures = Measures(config, model, task, mesh)
 
     def begin(self, damaged: list[int]) -> None:
         """Touches the workdir: only now, when configuration and data have been checked."""
@@ -56,7 +66,7 @@ class Run:
                 f"--workdir={self._path} is no folder ({error.strerror}): choose another."
             ) from error
         if first and self.start < self.config.train.steps:
-            workdir.describe(self._path, self.config, self._task.assets)
+            workdir.describe(self._path, self.config, self._assets)
         self._check_shared()
         saving = self.config.checkpoint
         self._checkpoints = store.Checkpoints(self._path, saving.keep, saving.keep_every)
@@ -141,14 +151,11 @@ class Run:
     def validate(self, step: int, state: TrainState) -> None:
         """Logs the metric on the validation split."""
         with self._throughput.lost["evaluation"]:
-            metrics = self._measures.validation(state)
-        values = {
-            "loss": metrics.loss,
-            "accuracy": metrics.accuracy,
-            self._metric.name: metrics.value,
-        }
+            values = self._measures.validation(state)
         self._writer.write(step, "validation", values)
-        self.progress.note(f"step {step}: validation {self._metric.label} {metrics.value:.2f}")
+        metric = self._measures.metric
+        figure = f"{values[metric.name]:.{4 if metric is FIDELITY else 2}f}"
+        self.progress.note(f"step {step}: validation {metric.label} {figure}")
 
     def save(self, state: TrainState, step: int, data_state: dict[str, Any]) -> None:
         """Starts an asynchronous checkpoint of a step whose metrics were found finite."""
@@ -156,7 +163,7 @@ class Run:
         notes = store.Notes(
             data=data_state,
             config=self.config.to_dict(),
-            assets=self._task.assets,
+            assets=self._assets,
             info={
                 "step": step,
                 "train_seconds": seconds,

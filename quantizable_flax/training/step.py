@@ -1,6 +1,5 @@
 """State and the jitted training step."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +13,8 @@ from ml_collections import ConfigDict
 from quantizable_flax.checkpoint.state import TrainState
 from quantizable_flax.nn.partition import on_mesh
 from quantizable_flax.ptq.calibrate import first_ranges, with_grids, with_weight_ranges
-from quantizable_flax.quantization.sites import RANGES
 from quantizable_flax.runtime.mesh import batch_sharding, replicated, tree_shardings
-
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
+from quantizable_flax.training.objective import Batch, Labels, Metrics, Objective
 
 
 def init_state(
@@ -83,73 +79,58 @@ def make_train_step(
     config: ConfigDict,
     mesh: Mesh,
     state: TrainState,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Returns the jitted, donating `(state, batch) -> (state, metrics)`.
+    objective: Objective | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns the jitted, donating `(state, batch, *objective.given) -> (state, metrics)`.
 
-    Metrics are replicated scalars: loss (nats per labelled item), accuracy (share of labels with
-    the largest logit), grad_norm before clipping, and labels, their number. Dropout and Mixup draw
-    from (seed, step), so a resumed run repeats an uninterrupted one.
+    Metrics are replicated scalars: those of the objective, by default `Labels`, and grad_norm
+    before clipping. Dropout and Mixup draw from (seed, step), so a resumed run repeats an
+    uninterrupted one.
 
     Running ranges of activations move with every micro-batch, before it is rounded by them, as in
     calibration; so `train.grad_accum_steps` of them are `quant.momentum` to that power in a step.
     Those of the weights are taken anew behind each update.
     """
     count, seed = config.train.grad_accum_steps, config.seed
+    aim = Labels(model) if objective is None else objective
 
-    def loss_fn(params, ranges, batch, key):
-        forward = functools.partial(model.apply, train=True, method="loss", rngs={"dropout": key})
-        scores: Any
-        if ranges:
-            scores, updated = forward({"params": params, RANGES: ranges}, batch, mutable=[RANGES])
-            ranges = updated[RANGES]
-        else:
-            scores = forward({"params": params}, batch)
-        counts = jnp.sum(scores.weight), jnp.sum(scores.correct)
-        return jnp.sum(scores.loss), (counts, ranges)
-
-    def train_step(state, batch):
+    def train_step(state, batch, *given):
         # Dropout and schedules would draw and compute in float64 where JAX_ENABLE_X64 is set.
         with jax.enable_x64(False):
-            return update(state, batch)
+            return update(state, batch, *given)
 
-    def update(state, batch):
+    def update(state, batch, *given):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         with on_mesh(mesh):
-            (grads, loss, (labels, correct)), ranges = _accumulate(
-                loss_fn, state, batch, key, count
-            )
-        # Sums are divided once, so a token weighs the same in whatever micro-batch it lies.
-        scale = 1.0 / jnp.maximum(labels, 1.0)
+            loss_fn = aim.loss(batch, count, *given)
+            (grads, loss, sums), ranges = _accumulate(loss_fn, state, batch, key, count, aim.zeros)
+        scale, metrics = aim.finish(loss, sums)
         grads = jax.tree.map(lambda g: g * scale, grads)
         with jax.numpy_dtype_promotion("standard"):  # Optax multiplies steps by floats
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         if ranges:
             ranges = with_weight_ranges(model, params, ranges)
-        metrics = {
-            "loss": loss * scale,
-            "accuracy": correct * scale,
-            "grad_norm": optax.tree.norm(grads),
-            "labels": labels,
-        }
+        metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, opt_state, ranges), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, state)
+    given_shardings = jax.tree.map(lambda x: x.sharding, aim.given)
     return jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), *given_shardings),
         out_shardings=(shardings, replicated(mesh)),
     )
 
 
-def _accumulate(loss_fn, state: TrainState, batch: Batch, key: jax.Array, count: int):
-    """A batch in `count` parts: (gradient, loss, (labels, right ones)), all summed; and ranges."""
+def _accumulate(loss_fn, state: TrainState, batch: Batch, key: jax.Array, count: int, no_sums: Any):
+    """A batch in `count` parts: (gradient, loss, the objective's sums), all summed; and ranges."""
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     params = state.params
     if count == 1:
-        (loss, (counts, ranges)), grads = value_and_grad(params, state.ranges, batch, key)
-        return (grads, loss, counts), ranges
+        (loss, (sums, ranges)), grads = value_and_grad(params, state.ranges, batch, key)
+        return (grads, loss, sums), ranges
 
     def split(x):
         # Every count-th example, so that a micro-batch lies on all devices without moving.
@@ -162,8 +143,7 @@ def _accumulate(loss_fn, state: TrainState, batch: Batch, key: jax.Array, count:
         )
         return (jax.tree.map(jnp.add, sums, (grads, loss, counts)), ranges), None
 
-    zero = jnp.float32(0.0)
-    zeros = (jax.tree.map(jnp.zeros_like, params), zero, (zero, zero))
+    zeros = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0.0), no_sums)
     micro_batches = (jnp.arange(count), jax.tree.map(split, batch))
     (sums, ranges), _ = jax.lax.scan(body, (zeros, state.ranges), micro_batches)
     return sums, ranges

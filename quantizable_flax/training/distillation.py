@@ -1,0 +1,196 @@
+"""Self-distillation: a student stays near its teacher while its activations become small."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from quantizable_flax.data.specs import batch_specs
+from quantizable_flax.errors import UserError
+from quantizable_flax.models.build import with_quant
+from quantizable_flax.models.distillation import Distances, distances, outputs
+from quantizable_flax.models.metric import FIDELITY
+from quantizable_flax.nn.partition import on_mesh
+from quantizable_flax.ptq.settings import check_patterns
+from quantizable_flax.quantization.penalty import Limit
+from quantizable_flax.quantization.sites import PENALTY, RANGES, STATS
+from quantizable_flax.runtime.mesh import replicated
+from quantizable_flax.training.objective import (
+    Batch,
+    Labels,
+    LossFn,
+    Metrics,
+    Objective,
+    forward,
+)
+from quantizable_flax.training.teacher import Teacher
+
+WEIGHTS = ("hidden", "pooled", "logits", "outliers")
+
+
+class Distillation:
+    """The weighted sum of `config.distill`'s parts; each part and the sum are metrics.
+
+    Every part is a mean over the whole batch (of tokens, examples or activations), so that
+    micro-batches change nothing but the order of sums.
+    """
+
+    def __init__(self, config: ConfigDict, model: nn.Module, teacher: Teacher):
+        """Checks the weights and finds the sites.
+
+        Raises:
+          UserError: a weight, scale or power that cannot work, or no site of that name.
+        """
+        distill = config.distill
+        _check(distill)
+        self._model: Any = model
+        self._teacher: Any = teacher.model
+        self.given: tuple[Any, ...] = (teacher.params,)
+        has_logits = distill.logits and self._model.metric is not FIDELITY
+        self._method = functools.partial(
+            outputs, positions=distill.logits_positions if has_logits else 0
+        )
+        parts = ["hidden", "pooled"]
+        parts += ["logits"] if has_logits and distill.logits_positions else []
+        parts += ["outliers"] if distill.outliers else []
+        self._weights = {name: float(distill[name]) for name in parts}
+        self._limits = limits(model, distill, self._method) if distill.outliers else {}
+
+    @property
+    def zeros(self) -> Metrics:
+        """As `Objective`: the parts."""
+        return {name: jnp.float32(0.0) for name in self._weights}
+
+    def loss(self, batch: Batch, parts: int, *given: Any) -> LossFn:
+        """As `Objective`."""
+        (teacher,) = given
+        tokens = jnp.sum(batch["attention_mask"], dtype=jnp.float32) if _masked(batch) else None
+        asked = {PENALTY: self._limits} if self._limits else {}
+
+        def loss_fn(params, ranges, batch, key):
+            student, ranges, found = forward(
+                self._model, params, ranges, batch, key, method=self._method, asked=asked
+            )
+            known = self._teacher.apply({"params": teacher}, batch, method=self._method)
+            far = distances(student, known)
+            whole = parts * jnp.sum(far.tokens_B) if tokens is None else tokens
+            sums = _means(far, whole, parts * far.pooled_B.shape[0])
+            if self._limits:
+                costs = jnp.stack(jax.tree.leaves(found[PENALTY]))
+                sums["outliers"] = jnp.mean(costs) / parts
+            return self._weighted(sums), (sums, ranges)
+
+        return loss_fn
+
+    def finish(self, loss: jax.Array, sums: Any) -> tuple[Any, Metrics]:
+        """As `Objective`."""
+        return 1.0, {"loss": loss, **sums}
+
+    def _weighted(self, sums: Metrics) -> Any:
+        terms = [w * sums[name] for name, w in self._weights.items() if w and name in sums]
+        return sum(terms[1:], start=terms[0])
+
+    def eval_step(self, mesh: Mesh) -> Callable:
+        """Returns the jitted `(params, ranges, batch, teacher's params) -> sums` of real examples.
+
+        Sums are device scalars: `examples`, `tokens`, and the distances over them.
+        """
+
+        def step(params, ranges, batch, teacher):
+            with on_mesh(mesh):
+                student = self._model.apply(
+                    {"params": params, RANGES: ranges}, batch, method=self._method
+                )
+                known = self._teacher.apply({"params": teacher}, batch, method=self._method)
+            far = distances(student, known)
+            weight_B = batch.get("example_weight", jnp.ones_like(far.pooled_B))
+            sums = {
+                name.removesuffix("_B"): jnp.sum(x_B * weight_B)
+                for name, x_B in far._asdict().items()
+                if x_B is not None
+            }
+            return {"examples": jnp.sum(weight_B), **sums}
+
+        return jax.jit(step, out_shardings=replicated(mesh))
+
+    def of_sums(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """The parts that `eval_step` measures, as means, and `loss`, their weighted sum."""
+        means = {
+            name: sums[name] / sums["tokens" if name == "hidden" else "examples"]
+            for name in self._weights
+            if name in sums
+        }
+        return {"loss": sum(self._weights[name] * x for name, x in means.items()), **means}
+
+
+def _masked(batch: Batch) -> bool:
+    return "attention_mask" in batch
+
+
+def _means(far: Distances, tokens: jax.Array, examples: int) -> Metrics:
+    """A micro-batch's share of the means over all tokens and examples of its batch."""
+    means = {
+        "hidden": jnp.sum(far.hidden_B) / jnp.maximum(tokens, 1.0),
+        "pooled": jnp.sum(far.pooled_B) / examples,
+    }
+    if far.logits_B is not None:
+        means["logits"] = jnp.sum(far.logits_B) / examples
+    return means
+
+
+def make_objective(config: ConfigDict, model: nn.Module, teacher: Teacher | None) -> Objective:
+    """Returns what a run minimises: with a teacher the distance to it, else the loss on labels.
+
+    Raises:
+      UserError: as `Distillation`, or neither a teacher nor labels.
+    """
+    if teacher is not None:
+        return Distillation(config, model, teacher)
+    family: Any = model
+    if family.metric is FIDELITY or "labels" not in batch_specs(config):
+        raise UserError(
+            "a model without a head, or data without labels, has no loss of its own, found "
+            "distill.teacher=None: name a teacher, as configs/tune.py does, or set data.label_key."
+        )
+    return Labels(model)
+
+
+def limits(model: nn.Module, distill: ConfigDict, method: Callable) -> dict[str, Any]:
+    """Returns the collection PENALTY for the sites that `distill.outlier_sites` matches in full.
+
+    Raises:
+      UserError: it matches none of those that the method passes.
+    """
+    plain: Any = with_quant(model, None)  # where no site asks for a range
+
+    def forward(key):
+        batch = plain.example_batch()
+        params = nn.unbox(plain.init(key, batch, method="loss")["params"])
+        return plain.apply({"params": params}, batch, method=method, mutable=[STATS])[1][STATS]
+
+    stats = traverse_util.flatten_dict(jax.eval_shape(forward, jax.random.key(0)))
+    sites = sorted("/".join(path[:-1]) for path in stats if path[-1] == "inf_norm")
+    matched = check_patterns("distill.outlier_sites", [distill.outlier_sites], sites)
+    limit = Limit(float(distill.outlier_scale), int(distill.outlier_power))
+    return traverse_util.unflatten_dict({(*site.split("/"), "limit"): limit for site in matched})
+
+
+def _check(distill: ConfigDict) -> None:
+    for name in (*WEIGHTS, "logits_positions"):
+        if distill[name] < 0:
+            raise UserError(f"distill.{name} must not be negative, found {distill[name]}.")
+    if not any(distill[name] for name in WEIGHTS):
+        raise UserError(
+            "a distillation needs a loss, found 0 for all of distill.hidden, distill.pooled, "
+            "distill.logits and distill.outliers: raise one of them."
+        )
+    if not distill.outlier_scale > 0:
+        raise UserError(f"distill.outlier_scale must be above 0, found {distill.outlier_scale}.")
+    if distill.outlier_power < 1:
+        raise UserError(f"distill.outlier_power must be at least 1, found {distill.outlier_power}.")

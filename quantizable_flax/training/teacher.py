@@ -1,0 +1,105 @@
+"""The model that a student stays near: `config.distill.teacher`, in floating point."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from quantizable_flax.data.task import Task
+from quantizable_flax.errors import UserError
+from quantizable_flax.models.build import build_model
+from quantizable_flax.ptq.trained import learns_ranges
+from quantizable_flax.runtime.mesh import tree_shardings
+from quantizable_flax.training.finished import read_finished, read_finished_config
+
+TOKENIZER = "tokenizer"
+
+
+class Teacher(NamedTuple):
+    """A model that no step changes; no checkpoint holds it.
+
+    Attributes:
+      model: the Linen module.
+      params: its parameters, laid out on the mesh as a student's are, or their shapes.
+      assets: its tokenizer, or the names of its classes.
+    """
+
+    model: nn.Module
+    params: Any
+    assets: dict[str, Any]
+
+
+def load_teacher(config: ConfigDict, student: nn.Module, mesh: Mesh) -> Teacher | None:
+    """Returns the teacher of a run, None where it has none.
+
+    Raises:
+      UserError: nothing readable there, a quantized model, or one that cannot be compared.
+    """
+    path = config.distill.teacher
+    if not path:
+        return None
+    try:
+        found = read_finished(
+            path, lambda known, _: _layout(known, _compared(config, known, student), mesh)[1]
+        )
+    except UserError as error:
+        raise UserError(f"distill.teacher={path}: {error}") from error
+    return Teacher(build_model(found.config), found.params, found.assets)
+
+
+def abstract_teacher(config: ConfigDict, student: nn.Module, mesh: Mesh) -> Teacher | None:
+    """Returns the teacher with shapes for parameters; the devices of the mesh need not exist."""
+    if not config.distill.teacher:
+        return None
+    known = read_finished_config(config.distill.teacher)
+    model = _compared(config, known, student)
+    shapes, shardings = _layout(known, model, mesh)
+    params = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    return Teacher(model, params, {})
+
+
+def check_tokenizer(config: ConfigDict, teacher: Teacher, task: Task) -> None:
+    """Raises UserError if the teacher reads other tokens than the run's data hold."""
+    ours, theirs = task.assets.get(TOKENIZER), teacher.assets.get(TOKENIZER)
+    if ours is not None and theirs is not None and ours != theirs:
+        raise UserError(
+            f"distill.teacher={config.distill.teacher} has another tokenizer than this run: set "
+            "init_from to that model, or data.tokenizer.file to its tokenizer."
+        )
+
+
+def _layout(known: ConfigDict, model: nn.Module, mesh: Mesh) -> tuple[Any, Any]:
+    """Shapes and shardings of a model's parameters."""
+    family: Any = model
+    boxed = jax.eval_shape(
+        lambda key: model.init(key, family.example_batch(), method="loss")["params"],
+        jax.random.key(0),
+    )
+    return nn.unbox(boxed), tree_shardings(boxed, mesh)
+
+
+def _compared(config: ConfigDict, known: ConfigDict, student: Any) -> Any:
+    """Returns the teacher's model, if its outputs have the student's shapes."""
+    if learns_ranges(known):
+        raise UserError(
+            "that run was trained with learned grids, a teacher computes in floating point: give a "
+            "run in floating point."
+        )
+    model = build_model(known)
+    sizes = ["hidden_size", *(["vocab_size", "num_classes"] if config.distill.logits else [])]
+    teacher, own = (m.config for m in (model, student))
+    pairs = {name: (getattr(teacher, name, None), getattr(own, name, None)) for name in sizes}
+    pairs["tokens"] = teacher.length(config.data), own.length(config.data)
+    for name, (theirs, ours) in pairs.items():
+        if theirs != ours:
+            raise UserError(
+                f"that model has {name}={theirs} where the one that is trained has {ours}: give a "
+                "teacher of the same architecture."
+            )
+    return model
