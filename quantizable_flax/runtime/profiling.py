@@ -65,11 +65,11 @@ class Profile:
         self._asked = True
 
     def around(self, step: Callable, done: int) -> Callable:
-        """Returns the step `(state, batch) -> ...` traced where asked; `done` were taken before."""
+        """Returns the step `(state, batch, ...) -> ...` traced where asked; `done` were taken before."""
         self._step = done
 
         @functools.wraps(step)
-        def traced(state: Any, batch: Any) -> Any:
+        def traced(state: Any, *given: Any) -> Any:
             if self._local is not None and self._step == self._until:
                 jax.block_until_ready(state)
                 self._stop()
@@ -78,9 +78,9 @@ class Profile:
                 jax.block_until_ready(state)
                 self._start(last)
             if self._local is None:
-                return step(state, batch)
+                return step(state, *given)
             with jax.profiler.StepTraceAnnotation("train", step_num=self._step):
-                return step(state, batch)
+                return step(state, *given)
 
         return traced
 
