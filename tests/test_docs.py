@@ -79,10 +79,14 @@ def flags_of(name: str) -> set[str]:
 
 
 @functools.cache
-def recipe(text: str):
+def recipe(text: str) -> list:
+    """The configurations that a recipe may give: of any family where it takes a finished model."""
     file, _, variant = text.partition(":")
     module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-    return module.get_config(variant) if variant else module.get_config()
+    if getattr(module, "TAKES_MODEL", False):
+        assert variant.partition(",")[0] in module.VARIANTS
+        return [default_config(family) for family in FAMILIES]
+    return [module.get_config(variant) if variant else module.get_config()]
 
 
 def knows(config, path: str) -> bool:
@@ -96,7 +100,8 @@ def knows(config, path: str) -> bool:
 def keyed(name: str, arguments: list[str]) -> list[tuple[str, list]]:
     """(key, configurations of which one must have it) for every override in the arguments."""
     recipes = [a.split("=", 1)[1] for a in arguments if a.startswith("--config=")]
-    configs = [recipe(r) for r in recipes] or [default_config(family) for family in FAMILIES]
+    configs = [config for r in recipes for config in recipe(r)]
+    configs = configs or [default_config(family) for family in FAMILIES]
     keys = [a.split("=")[0] for a in arguments if a.startswith(("--config.", "--config.quant."))]
     return [(key[2:].removeprefix("config."), configs) for key in keys]
 

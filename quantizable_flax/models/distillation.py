@@ -68,7 +68,7 @@ def spread(x_BxTxD: jax.Array, visible_BxT: jax.Array, count: int) -> jax.Array:
     A sequence with fewer tokens shows each of them about equally often.
     """
     count = min(count, x_BxTxD.shape[1])
-    seen_BxT = visible_BxT > 0
+    seen_BxT = visible_BxT.astype(bool)
     # A stable sort puts visible positions first and keeps their order.
     positions_BxT = jnp.argsort(~seen_BxT, axis=1, stable=True)
     length_Bx1 = jnp.sum(seen_BxT, axis=1, keepdims=True, dtype=jnp.int32)

@@ -65,7 +65,7 @@ class Profile:
         self._asked = True
 
     def around(self, step: Callable, done: int) -> Callable:
-        """Returns the step `(state, batch, ...) -> ...` traced where asked; `done` were taken before."""
+        """Returns the step `(state, ...) -> ...` traced where asked; `done` were taken before."""
         self._step = done
 
         @functools.wraps(step)

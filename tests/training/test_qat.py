@@ -167,7 +167,7 @@ def test_ordinary_checkpoint_has_no_ranges(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init_from": "/nowhere"}, "init_from=/nowhere does not exist"),
+        ({"init_from": "/nowhere"}, "init_from=/nowhere: /nowhere does not exist"),
         ({"model__hidden_size": 32}, "model.hidden_size=16, not 32"),
         ({"model__num_heads": 4}, "model.num_heads=2, not 4"),
         (
