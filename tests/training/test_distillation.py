@@ -149,8 +149,19 @@ def test_two_devices_tune_as_one(models, tmp_path):
         devices = jax.devices()[: 1 if mesh == {"mesh__data": 1} else 2]
         case = Case(recipe(*models("BertModel"), tmp_path, **ALL, **mesh), devices)
         curves.append([case.step(seed)["loss"] for seed in range(3)])
-    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
-    np.testing.assert_allclose(curves[2], curves[0], rtol=1e-4)
+    # Sums in another order, which Adam's division amplifies in the steps behind the first.
+    np.testing.assert_allclose(curves[1], curves[0], rtol=2e-3)
+    np.testing.assert_allclose(curves[2], curves[0], rtol=2e-3)
+
+
+def test_a_student_in_bfloat16_that_keeps_nothing_for_its_gradient(models, tmp_path):
+    changes = {"model__dtype": "bfloat16", "train__remat": "full", "distill__outliers": 1.0}
+    case = Case(recipe(*models("OPTForCausalLM"), tmp_path, **ALL, **changes))
+    exact = Case(recipe(*models("OPTForCausalLM"), tmp_path, **ALL, distill__outliers=1.0))
+    metrics, expected = case.step(), exact.step()
+    assert metrics["outliers"] == pytest.approx(expected["outliers"], rel=0.02)
+    assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.1)
+    assert 0 < metrics["hidden"] < 1e-3  # eight bits of precision, beside a variance of 1
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(models, tmp_path):
