@@ -1,9 +1,11 @@
-"""A bucket in memory, for what a run writes to storage that has no appending."""
+"""A bucket in memory that has no appending, and published models to start from."""
 
 import fsspec
 import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
+
+from tests.training.tunable import model_folder
 
 
 class Bucket(MemoryFileSystem):
@@ -31,3 +33,16 @@ def bucket(monkeypatch):
     yield epath.Path("gs://bucket/run")
     fsspec.register_implementation("gcs", "gcsfs.GCSFileSystem", clobber=True)
     epath.backend._FileSystemSpecBackend._get_filesystem.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Published folders and their data, made when they are asked for."""
+    known: dict = {}
+
+    def get(name: str) -> tuple[str, str]:
+        if name not in known:
+            known[name] = model_folder(tmp_path_factory.mktemp(name) / "model", name)
+        return known[name]
+
+    return get

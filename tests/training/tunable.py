@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.numpy import load_file
 
 from quantizable_flax.data.text.tokenizer import Tokenizer
 from tests.make_pretrained_goldens import drawn
@@ -49,8 +50,6 @@ def plant_outlier(path: str, layer: int = 0, size: float = 60.0) -> None:
     """Gives one unit of a BERT's FFN a bias, so that its residual sum has an outlier."""
     folder = Path(path)
     config = json.loads((folder / "config.json").read_text())
-    from safetensors.numpy import load_file
-
     tensors = load_file(folder / "model.safetensors")
     (key,) = (k for k in tensors if k.endswith(f"encoder.layer.{layer}.output.dense.bias"))
     tensors[key] = tensors[key].copy()
