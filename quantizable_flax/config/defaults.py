@@ -131,6 +131,11 @@ def distill_keys() -> Keys:
             None, "a run, a published model's folder or hf:org/name, None for no distillation", str
         ),
         "hidden": Key(1.0, "weight of the mean squared error of the last hidden states"),
+        "layers": Key(0.0, "weight of the mean squared error of the activations at layer_sites"),
+        "layer_sites": Key(
+            r"(embeddings/|layer_\d+/(attention|ffn)_)layer_norm/output",
+            "the activations that it is taken of, averaged; a regular expression of sites",
+        ),
         "pooled": Key(0.0, "weight of 1 - cosine of the embeddings"),
         "logits": Key(0.0, "weight of the KL divergence of the teacher's distribution, in nats"),
         "logits_positions": Key(

@@ -1,5 +1,6 @@
 """How far a student is from its teacher: hidden states, embeddings, distributions."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -30,12 +31,15 @@ class Distances(NamedTuple):
     Attributes:
       hidden_B: squared error of the hidden states by width, summed over visible tokens.
       tokens_B: how many those are.
+      layers_B: squared error of the activations at some sites by width, summed over visible tokens
+        and averaged over the sites; None without.
       pooled_B: 1 - cosine of the embeddings.
       logits_B: KL(teacher || student) in nats, averaged over positions; None without logits.
     """
 
     hidden_B: jax.Array
     tokens_B: jax.Array
+    layers_B: jax.Array | None
     pooled_B: jax.Array
     logits_B: jax.Array | None
 
@@ -77,16 +81,35 @@ def spread(x_BxTxD: jax.Array, visible_BxT: jax.Array, count: int) -> jax.Array:
     return jnp.take_along_axis(x_BxTxD, chosen_BxP[..., None], axis=1)
 
 
-def distances(student: Outputs, teacher: Outputs) -> Distances:
-    """Returns the distances of a student, by which a loss may be differentiated."""
+def distances(
+    student: Outputs,
+    teacher: Outputs,
+    layers: Sequence[tuple[jax.Array, jax.Array]] = (),
+) -> Distances:
+    """Returns the distances of a student, by which a loss may be differentiated.
+
+    Args:
+      student: what it computes.
+      teacher: the same of the teacher.
+      layers: pairs of activations [B, T, ...], of the student and of the teacher.
+    """
     ours, theirs = student.features, teacher.features
-    error_BxT = jnp.mean(jnp.square(ours.hidden_BxTxD - theirs.hidden_BxTxD), axis=-1)
+
+    def far(x_BxTxD: jax.Array, y_BxTxD: jax.Array) -> jax.Array:
+        difference = x_BxTxD.astype(jnp.float32) - y_BxTxD.astype(jnp.float32)
+        error_BxT = jnp.mean(jnp.square(difference), axis=range(2, difference.ndim))
+        return jnp.sum(error_BxT * ours.visible_BxT, axis=1)
+
+    layers_B = None
+    if layers:
+        layers_B = jnp.mean(jnp.stack([far(x, y) for x, y in layers]), axis=0)
     logits_B = None
     if student.logits_BxPxV is not None and teacher.logits_BxPxV is not None:
         logits_B = divergence(teacher.logits_BxPxV, student.logits_BxPxV)
     return Distances(
-        jnp.sum(error_BxT * ours.visible_BxT, axis=1),
+        far(ours.hidden_BxTxD, theirs.hidden_BxTxD),
         jnp.sum(ours.visible_BxT, axis=1),
+        layers_B,
         # 1 - cosine of unit vectors, without the difference of two numbers near 1.
         jnp.sum(jnp.square(_unit(ours.pooled_BxD) - _unit(theirs.pooled_BxD)), axis=1) / 2,
         logits_B,

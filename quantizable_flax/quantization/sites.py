@@ -23,6 +23,7 @@ STORED = "stored"  # collection, written only: what a model served in int8 needs
 FRESH = "fresh"  # collection, written only: the ranges of weights as these are now
 GRIDS = "grids"  # collection, written only: the parameters with which a grid begins to learn
 PENALTY = "penalty"  # collection: at sites that the caller names a `limit`, and its `cost` there
+SHOWN = "shown"  # collection: at sites that the caller names `asked`, and the `value` there
 
 
 class Site(nn.Module):
@@ -33,7 +34,8 @@ class Site(nn.Module):
     spec it quantizes by its range in `ranges`; if that collection is mutable, the range is first
     updated from x, so that calibration sees what inference sees. Where the parameters hold a
     learned grid at this site, that one comes first. Where the caller put a `Limit` into `penalty`,
-    it stores what x costs by it before it is quantized, for a loss to be differentiated by.
+    it stores what x costs by it before it is quantized, for a loss to be differentiated by; where
+    it put `Asked` into `shown`, x itself.
     Asked for none of these, it leaves no operation in the program.
 
     Attributes:
@@ -52,6 +54,8 @@ class Site(nn.Module):
         if self.has_variable(PENALTY, "limit"):
             limit: Any = self.get_variable(PENALTY, "limit")
             self.put_variable(PENALTY, "cost", cost_above(x, limit))
+        if self.has_variable(SHOWN, "asked"):
+            self.put_variable(SHOWN, "value", x)
         out = self._quantized(x, visible)
         for name, statistic in (("inf_norm", inf_norm), ("kurtosis", kurtosis)):
             record(self, name, functools.partial(_of_values, statistic, out))

@@ -18,8 +18,8 @@ from quantizable_flax.models.distillation import Distances, distances, outputs
 from quantizable_flax.models.metric import FIDELITY
 from quantizable_flax.nn.partition import on_mesh
 from quantizable_flax.ptq.settings import check_patterns
-from quantizable_flax.quantization.penalty import Limit
-from quantizable_flax.quantization.sites import PENALTY, RANGES, STATS
+from quantizable_flax.quantization.penalty import Asked, Limit
+from quantizable_flax.quantization.sites import PENALTY, RANGES, SHOWN, STATS
 from quantizable_flax.runtime.mesh import replicated
 from quantizable_flax.training.objective import (
     Batch,
@@ -31,7 +31,7 @@ from quantizable_flax.training.objective import (
 )
 from quantizable_flax.training.teacher import Teacher
 
-WEIGHTS = ("hidden", "pooled", "logits", "outliers")
+WEIGHTS = ("hidden", "layers", "pooled", "logits", "outliers")
 
 
 class Distillation:
@@ -57,10 +57,18 @@ class Distillation:
             outputs, positions=distill.logits_positions if has_logits else 0
         )
         parts = ["hidden", "pooled"]
+        parts += ["layers"] if distill.layers else []
         parts += ["logits"] if has_logits and distill.logits_positions else []
         parts += ["outliers"] if distill.outliers else []
         self._weights = {name: float(distill[name]) for name in parts}
-        self._limits = limits(model, distill, self._method) if distill.outliers else {}
+        self._asked: dict[str, Any] = {}  # of the student
+        self._known: dict[str, Any] = {}  # of the teacher
+        if distill.outliers:
+            self._asked[PENALTY] = limits(model, distill, self._method)
+        if distill.layers:
+            self._asked[SHOWN] = self._known[SHOWN] = layers(
+                model, teacher.model, distill, self._method
+            )
 
     @property
     def zeros(self) -> Metrics:
@@ -71,22 +79,28 @@ class Distillation:
         """As `Objective`."""
         (teacher,) = given
         tokens = jnp.sum(batch["attention_mask"], dtype=jnp.float32) if _masked(batch) else None
-        asked = {PENALTY: self._limits} if self._limits else {}
 
         def loss_fn(params, ranges, batch, key):
             student, ranges, found = forward(
-                self._model, params, ranges, batch, key, method=self._method, asked=asked
+                self._model, params, ranges, batch, key, method=self._method, asked=self._asked
             )
-            known = self._teacher.apply({"params": teacher}, batch, method=self._method)
-            far = distances(student, known)
+            known, shown = self._of_teacher(teacher, batch)
+            far = distances(student, known, _pairs(found, shown))
             whole = parts * jnp.sum(far.tokens_B) if tokens is None else tokens
             sums = _means(far, whole, parts * far.pooled_B.shape[0])
-            if self._limits:
+            if PENALTY in found:
                 costs = jnp.stack(jax.tree.leaves(found[PENALTY]))
                 sums["outliers"] = jnp.mean(costs) / parts
             return self._weighted(sums), (sums, ranges)
 
         return loss_fn
+
+    def _of_teacher(self, params: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
+        """What the teacher computes, and what its sites show."""
+        variables, mutable = {"params": params, **self._known}, list(self._known)
+        if not mutable:
+            return self._teacher.apply(variables, batch, method=self._method), {}
+        return self._teacher.apply(variables, batch, method=self._method, mutable=mutable)
 
     def finish(self, loss: jax.Array, sums: Any) -> tuple[Any, Metrics]:
         """As `Objective`."""
@@ -104,11 +118,14 @@ class Distillation:
 
         def step(params, ranges, batch, teacher):
             with on_mesh(mesh):
-                student = self._model.apply(
-                    {"params": params, RANGES: ranges}, batch, method=self._method
+                student, found = self._model.apply(
+                    {"params": params, RANGES: ranges, **self._known},
+                    batch,
+                    method=self._method,
+                    mutable=list(self._known),
                 )
-                known = self._teacher.apply({"params": teacher}, batch, method=self._method)
-            far = distances(student, known)
+                known, shown = self._of_teacher(teacher, batch)
+            far = distances(student, known, _pairs(found, shown))
             weight_B = batch.get("example_weight", jnp.ones_like(far.pooled_B))
             sums = {
                 name.removesuffix("_B"): jnp.sum(x_B * weight_B)
@@ -122,11 +139,17 @@ class Distillation:
     def of_sums(self, sums: Mapping[str, float]) -> dict[str, float]:
         """The parts that `eval_step` measures, as means, and `loss`, their weighted sum."""
         means = {
-            name: sums[name] / sums["tokens" if name == "hidden" else "examples"]
+            name: sums[name] / sums["tokens" if name in ("hidden", "layers") else "examples"]
             for name in self._weights
             if name in sums
         }
         return {"loss": sum(self._weights[name] * x for name, x in means.items()), **means}
+
+
+def _pairs(found: Mapping[str, Any], shown: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """The activations of student and teacher, site by site."""
+    ours, theirs = (jax.tree.leaves(tree.get(SHOWN, {})) for tree in (found, shown))
+    return list(zip(ours, theirs, strict=True))
 
 
 def _masked(batch: Batch) -> bool:
@@ -139,6 +162,8 @@ def _means(far: Distances, tokens: jax.Array, examples: int) -> Metrics:
         "hidden": jnp.sum(far.hidden_B) / jnp.maximum(tokens, 1.0),
         "pooled": jnp.sum(far.pooled_B) / examples,
     }
+    if far.layers_B is not None:
+        means["layers"] = jnp.sum(far.layers_B) / jnp.maximum(tokens, 1.0)
     if far.logits_B is not None:
         means["logits"] = jnp.sum(far.logits_B) / examples
     return means
@@ -167,6 +192,33 @@ def limits(model: nn.Module, distill: ConfigDict, method: Callable) -> dict[str,
     Raises:
       UserError: it matches none of those that the method passes.
     """
+    sites = _sites(model, method)
+    matched = check_patterns("distill.outlier_sites", [distill.outlier_sites], sites)
+    limit = Limit(float(distill.outlier_scale), int(distill.outlier_power))
+    return traverse_util.unflatten_dict({(*site.split("/"), "limit"): limit for site in matched})
+
+
+def layers(
+    model: nn.Module, teacher: nn.Module, distill: ConfigDict, method: Callable
+) -> dict[str, Any]:
+    """Returns the collection SHOWN for the sites that `distill.layer_sites` matches in full.
+
+    Raises:
+      UserError: it matches none of the student's, or the teacher lacks one of those.
+    """
+    sites = _sites(model, method)
+    matched = check_patterns("distill.layer_sites", [distill.layer_sites], sites)
+    missing = sorted(set(matched) - set(_sites(teacher, method)))
+    if missing:
+        raise UserError(
+            f"the teacher has no site {missing[0]}, whose activations distill.layers compares: set "
+            "distill.layers=0, or distill.layer_sites to what both models have."
+        )
+    return traverse_util.unflatten_dict({(*s.split("/"), "asked"): Asked() for s in matched})
+
+
+def _sites(model: nn.Module, method: Callable) -> list[str]:
+    """The sites that a method passes."""
     plain: Any = with_quant(model, None)  # where no site asks for a range
 
     def forward(key):
@@ -175,10 +227,7 @@ def limits(model: nn.Module, distill: ConfigDict, method: Callable) -> dict[str,
         return plain.apply({"params": params}, batch, method=method, mutable=[STATS])[1][STATS]
 
     stats = traverse_util.flatten_dict(jax.eval_shape(forward, jax.random.key(0)))
-    sites = sorted("/".join(path[:-1]) for path in stats if path[-1] == "inf_norm")
-    matched = check_patterns("distill.outlier_sites", [distill.outlier_sites], sites)
-    limit = Limit(float(distill.outlier_scale), int(distill.outlier_power))
-    return traverse_util.unflatten_dict({(*site.split("/"), "limit"): limit for site in matched})
+    return sorted("/".join(path[:-1]) for path in stats if path[-1] == "inf_norm")
 
 
 def _check(distill: ConfigDict) -> None:
@@ -187,8 +236,8 @@ def _check(distill: ConfigDict) -> None:
             raise UserError(f"distill.{name} must not be negative, found {distill[name]}.")
     if not any(distill[name] for name in WEIGHTS):
         raise UserError(
-            "a distillation needs a loss, found 0 for all of distill.hidden, distill.pooled, "
-            "distill.logits and distill.outliers: raise one of them."
+            "a distillation needs a loss, found 0 for all of distill.hidden, distill.layers, "
+            "distill.pooled, distill.logits and distill.outliers: raise one of them."
         )
     if not distill.outlier_scale > 0:
         raise UserError(f"distill.outlier_scale must be above 0, found {distill.outlier_scale}.")

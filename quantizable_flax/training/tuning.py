@@ -13,8 +13,8 @@ UNUSED = ("hidden_dropout", "attention_dropout")  # a student that drops units s
 def begin(path: str) -> ConfigDict:
     """Returns the defaults of a family with `model` and `data` of a finished model.
 
-    That model is where the run starts, and its teacher; dropout is off. Of a published model
-    nothing tells the data's labels, so that they come without.
+    That model is where the run starts, its teacher, and what its fidelity is measured to; dropout
+    is off. Of a published model nothing tells the data's labels, so that they come without.
 
     Args:
       path: a run, a published model's folder or hf:org/name.
@@ -35,5 +35,5 @@ def begin(path: str) -> ConfigDict:
         config.model[key] = 0.0
     if published and "label_key" in config.data:
         config.data.label_key = None
-    config.init_from = config.distill.teacher = absolute_name(path)
+    config.init_from = config.distill.teacher = config.eval.reference = absolute_name(path)
     return config

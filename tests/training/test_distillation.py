@@ -5,20 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from quantizable_flax import UserError
 from quantizable_flax.aot.compile import lower
+from quantizable_flax.models.build import with_config
 from quantizable_flax.quantization.sites import STATS
+from quantizable_flax.training.distillation import layers
 from tests.training.test_resume import assert_bitwise_equal
 from tests.training.tunable import model_folder, plant_outlier
 from tests.training.tuning_case import Case, recipe
 
-ALL = {"distill__pooled": 1.0, "distill__logits_positions": 3}
+ALL = {"distill__pooled": 1.0, "distill__layers": 1.0, "distill__logits_positions": 3}
 
 
 @pytest.mark.parametrize("name", ["BertModel", "OPTForCausalLM", "ViTForImageClassification"])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(models, name, tmp_path):
     case = Case(recipe(*models(name), tmp_path, **ALL, distill__outliers=0.0))
     metrics = case.step()
-    assert metrics["loss"] == pytest.approx(0.0, abs=1e-9)
+    assert metrics["loss"] == pytest.approx(0.0, abs=1e-6)  # a sum of float32 log-probabilities
     assert metrics["grad_norm"] == pytest.approx(0.0, abs=1e-5)
     assert ("logits" in metrics) == (name != "BertModel")
     assert "outliers" not in metrics
@@ -41,7 +44,7 @@ def test_micro_batches_add_up_to_the_batch(models, name, tmp_path):
         steps[parts] = [case.step(seed) for seed in range(3)]
     # Sums in another order, which Adam's division amplifies in the steps behind the first.
     for whole, split in zip(*steps.values(), strict=True):
-        assert split == pytest.approx(whole, rel=2e-3, abs=1e-6)
+        assert split == pytest.approx(whole, rel=5e-3, abs=1e-6)
     assert steps[4][0] == pytest.approx(steps[1][0], rel=1e-4, abs=1e-7)
 
 
@@ -67,7 +70,7 @@ def test_a_student_in_bfloat16_that_keeps_nothing_for_its_gradient(models, tmp_p
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(models, tmp_path):
-    weights = {"hidden": 2.0, "pooled": 3.0, "logits": 0.5, "outliers": 0.1}
+    weights = {"hidden": 2.0, "layers": 1.5, "pooled": 3.0, "logits": 0.5, "outliers": 0.1}
     changes = {f"distill__{name}": value for name, value in weights.items()}
     case = Case(recipe(*models("OPTForCausalLM"), tmp_path, **changes))
     case.step(0)
@@ -75,6 +78,40 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(models, tmp_path):
     parts = sum(weight * metrics[name] for name, weight in weights.items())
     assert metrics["loss"] == pytest.approx(parts, rel=1e-5)
     assert all(metrics[name] > 0 for name in weights)
+
+
+def test_the_part_of_the_layers_is_that_of_the_layer_norms(models, tmp_path):
+    """Against what Flax captures of the modules, in NumPy."""
+    case = Case(recipe(*models("BertModel"), tmp_path, distill__layers=1.0))
+    case.step(0)
+    student, (teacher,) = jax.device_get(case.state.params), jax.device_get(case.objective.given)
+    batch = case.batch(1)
+    visible = batch["attention_mask"].astype(np.float64)
+
+    def is_norm(module, method):
+        return method == "__call__" and module.name.endswith("layer_norm")
+
+    def norms(params):
+        _, found = case.model.apply(
+            {"params": params}, batch, method="features", capture_intermediates=is_norm
+        )
+        return [np.asarray(x, np.float64) for x in jax.tree.leaves(found["intermediates"])]
+
+    pairs = list(zip(norms(student), norms(teacher), strict=True))
+    assert len(pairs) == 5  # behind the embeddings, and two in each of two layers
+    errors = [np.sum(np.mean((x - y) ** 2, axis=-1) * visible) for x, y in pairs]
+    expected = np.mean(errors) / np.sum(visible)
+    assert case.step(1)["layers"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_teacher_without_the_layers_is_named(models, tmp_path):
+    config = recipe(*models("BertModel"), tmp_path, distill__layers=1.0)
+    with pytest.raises(UserError, match=r"'x' of distill\.layer_sites matches none of the"):
+        Case(recipe(*models("BertModel"), tmp_path, distill__layers=1.0, distill__layer_sites="x"))
+    deeper = with_config(Case(config).model, num_layers=3)
+    shallow = Case(config).model
+    with pytest.raises(UserError, match="the teacher has no site layer_2/attention_layer_norm"):
+        layers(deeper, shallow, config.distill, "features")
 
 
 def test_what_weighs_nothing_is_not_in_the_program(models, tmp_path):
@@ -125,7 +162,7 @@ def inf_norm(case: Case) -> float:
 def test_a_planted_outlier_shrinks_and_the_hidden_states_stay(models, tmp_path):
     path, data = model_folder(tmp_path / "planted", "BertModel")
     plant_outlier(path)
-    changes = {"train__steps": 100, "optimizer__learning_rate": 0.1}
+    changes = {"train__steps": 100, "optimizer__learning_rate": 0.1, "distill__layers": 0.0}
     case = Case(recipe(path, data, tmp_path, **changes, optimizer__frozen="embeddings/.*"))
     before = inf_norm(case)
     assert before > 50

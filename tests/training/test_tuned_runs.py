@@ -40,7 +40,7 @@ def test_a_run_logs_its_parts_and_its_fidelity(whole):
     assert {"loss", "hidden", "pooled", "logits", "outliers", "grad_norm"} <= training[-1].keys()
     last = validation[-1]
     assert last["fidelity"] == pytest.approx(1 - last["pooled"])
-    assert last["loss"] == pytest.approx(last["hidden"] + last["logits"])
+    assert last["loss"] == pytest.approx(last["hidden"] + last["layers"] + last["logits"])
     assert telemetry[-1]["layer_0/ffn_residual:inf_norm"] > 0
 
 
@@ -69,7 +69,10 @@ def test_a_run_of_ours_is_tuned_with_its_own_data(tmp_path):
         ({"distill__outlier_scale": 0.0}, "outlier_scale must be above 0"),
         ({"distill__outlier_power": 0}, "outlier_power must be at least 1"),
         ({"distill__hidden": -1.0}, "distill.hidden must not be negative"),
-        ({"distill__hidden": 0.0, "distill__outliers": 0.0}, "needs a loss"),
+        (
+            {f"distill__{part}": 0.0 for part in ("hidden", "layers", "outliers")},
+            "needs a loss",
+        ),
         ({"distill__teacher": "/nowhere"}, "distill.teacher=/nowhere: /nowhere does not exist"),
         ({"distill__teacher": None}, "has no loss of its own, found distill.teacher=None"),
         ({"init_from": "/nowhere"}, "init_from=/nowhere: /nowhere does not exist"),

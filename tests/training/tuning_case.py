@@ -23,6 +23,7 @@ SHORT = {
     "train__eval_every": 4,
     "train__telemetry_every": 4,
     "optimizer__warmup_steps": 0,
+    "optimizer__learning_rate": 2e-4,
     "checkpoint__every": 4,
     "quant__calibration_batches": 2,
     "quant__calibration_batch_size": 4,
