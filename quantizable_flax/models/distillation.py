@@ -7,10 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.models.features import Features
+from quantizable_flax.models.features import Features, unit
 from quantizable_flax.models.metric import FIDELITY, PERPLEXITY
-
-TINY = 1e-24  # of a squared norm: a vector of zeros points nowhere
 
 
 class Outputs(NamedTuple):
@@ -111,7 +109,7 @@ def distances(
         jnp.sum(ours.visible_BxT, axis=1),
         layers_B,
         # 1 - cosine of unit vectors, without the difference of two numbers near 1.
-        jnp.sum(jnp.square(_unit(ours.pooled_BxD) - _unit(theirs.pooled_BxD)), axis=1) / 2,
+        jnp.sum(jnp.square(unit(ours.pooled_BxD) - unit(theirs.pooled_BxD)), axis=1) / 2,
         logits_B,
     )
 
@@ -122,8 +120,3 @@ def divergence(teacher_BxPxV: jax.Array, student_BxPxV: jax.Array) -> jax.Array:
         jax.nn.log_softmax(x.astype(jnp.float32), axis=-1) for x in (teacher_BxPxV, student_BxPxV)
     )
     return jnp.mean(jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1), axis=1)
-
-
-def _unit(x_BxD: jax.Array) -> jax.Array:
-    norm_Bx1 = jnp.sum(jnp.square(x_BxD), axis=1, keepdims=True)
-    return x_BxD * jax.lax.rsqrt(jnp.maximum(norm_Bx1, TINY))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 POOLINGS = ("mean", "cls")
+TINY = 1e-24  # of a squared length
 
 
 class Features(NamedTuple):
@@ -41,5 +42,10 @@ def pooled(hidden_BxTxD: jax.Array, visible_BxT: jax.Array, pooling: str) -> Fea
 
 def cosine(x_BxD: jax.Array, y_BxD: jax.Array) -> jax.Array:
     """The cosine of each pair of rows, [B]; 0 where either is 0."""
-    sizes_B = jnp.sum(x_BxD * x_BxD, axis=-1) * jnp.sum(y_BxD * y_BxD, axis=-1)
-    return jnp.sum(x_BxD * y_BxD, axis=-1) * jax.lax.rsqrt(jnp.maximum(sizes_B, 1e-30))
+    return jnp.sum(unit(x_BxD) * unit(y_BxD), axis=-1)
+
+
+def unit(x_BxD: jax.Array) -> jax.Array:
+    """Each row divided by its length; a row of zeros points nowhere and stays."""
+    norm_Bx1 = jnp.sum(jnp.square(x_BxD), axis=-1, keepdims=True)
+    return x_BxD * jax.lax.rsqrt(jnp.maximum(norm_Bx1, TINY))

@@ -15,7 +15,7 @@ from quantizable_flax.checkpoint.state import TrainState
 from quantizable_flax.data.pipeline import eval_batches
 from quantizable_flax.data.task import Task
 from quantizable_flax.evaluation.outliers import outlier_sites, telemetry
-from quantizable_flax.evaluation.step import evaluate, make_eval_step
+from quantizable_flax.evaluation.step import evaluate, make_eval_step, stream
 from quantizable_flax.models.metric import FIDELITY, Metric
 from quantizable_flax.nn.partition import on_mesh
 from quantizable_flax.quantization.sites import RANGES, STATS
@@ -106,12 +106,13 @@ class Measures:
 
         The cosine is what evaluation calls fidelity; its step may take this one's place.
         """
+
+        def step(params, ranges, batch):
+            return self._eval_step(params, ranges, batch, *objective.given)
+
         sums: dict[str, float] = collections.defaultdict(float)
-        for batch in batches:
-            found = self._eval_step(
-                state.params, state.ranges, self._place(batch), *objective.given
-            )
-            for name, value in jax.device_get(found).items():
+        for found in stream(step, state.params, batches, state.ranges, "validation", self._place):
+            for name, value in found.items():
                 sums[name] += float(value)
         means = objective.of_sums(sums)
         return means | {self.metric.name: 1.0 - means["pooled"]}

@@ -14,6 +14,7 @@ from quantizable_flax import UserError, build_model, default_config
 from quantizable_flax.interop import from_state_dict
 from tests.helpers import SUBSET, Golden
 from tests.interop.test_vit import timm_names
+from tests.make_pretrained_goldens import drawn
 
 FAMILIES = ("bert", "opt", "vit")
 WORD = "bert.embeddings.word_embeddings.weight"
@@ -22,18 +23,6 @@ SIZES = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size"
 TEXT = {"vocab_size": 40, "max_position_embeddings": 12}
 IMAGES = {"image_size": 8, "patch_size": 4, "num_classes": 5, "layer_norm_eps": 1e-12}
 FILE = Golden(SUBSET / "state_dicts.npz")
-
-
-def drawn(shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """The weights that the file's logits were computed with."""
-    rng = np.random.RandomState(0)  # its streams never change
-    weights = {}
-    for name, shape in shapes.items():
-        values = 0.2 * rng.normal(size=shape)
-        if "norm" in name.lower() and name.endswith("weight"):
-            values += 1.0
-        weights[name] = values.astype(np.float32)
-    return weights
 
 
 @functools.cache
