@@ -138,7 +138,7 @@ def add_token(inner: Any, content: str, **flags: bool) -> None:
 
 
 def has_mask(inner: Any) -> bool:
-    """Whether a byte-level BPE is for masked text: RoBERTa's tokens, and more than a start around.
+    """Whether a vocabulary is for masked text: RoBERTa's tokens, and more than a start around.
 
     OPT's has no <mask>; one that a file beside it adds leaves it what it is.
     """
@@ -154,3 +154,8 @@ def model_of(inner: Any) -> dict[str, Any]:
 def is_byte_level(inner: Any) -> bool:
     """Whether the tokenizer is a byte-pair encoding of bytes."""
     return model_of(inner)["type"] == "BPE" and "ByteLevel" in repr(inner.decoder)
+
+
+def is_unigram(inner: Any) -> bool:
+    """Whether the tokenizer is a Unigram, as those of SentencePiece mostly are."""
+    return model_of(inner)["type"] == "Unigram"

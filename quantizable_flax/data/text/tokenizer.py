@@ -1,4 +1,4 @@
-"""Text to token ids: WordPiece for BERT, byte-level BPE for OPT and for RoBERTa."""
+"""Text to token ids: WordPiece for BERT, byte-level BPE for OPT and RoBERTa, Unigram for XLM-R."""
 
 import json
 import os
@@ -20,7 +20,9 @@ from quantizable_flax.data.text.subword import (
 from quantizable_flax.data.text.tokenizer_files import parse_json, read_tokenizer
 from quantizable_flax.errors import UserError
 
-WORDPIECE, BYTE_BPE, MASKED_BYTE_BPE = "wordpiece", "byte_bpe", "masked_byte_bpe"
+WORDPIECE, BYTE_BPE = "wordpiece", "byte_bpe"
+MASKED_BYTE_BPE, MASKED_UNIGRAM = "masked_byte_bpe", "masked_unigram"
+_LIKE_ROBERTA = (MASKED_BYTE_BPE, MASKED_UNIGRAM)
 # A vocabulary of some thousand pieces is settled long before this much text.
 MAX_TRAINING_CHARS = 64_000_000
 MAX_WORD = 1000  # WordPiece itself takes words of more than 100 characters for unknown
@@ -32,7 +34,7 @@ _LONG = re.compile(rf"\S{{{MAX_WORD}}}")  # quick to rule out
 _NAMES = {  # of the tokens that pad, stand for what is unknown, and mask
     WORDPIECE: ("[PAD]", "[UNK]", "[MASK]"),
     BYTE_BPE: ("<pad>", "<unk>", ""),
-    MASKED_BYTE_BPE: ("<pad>", "<unk>", MASK),
+    **dict.fromkeys(_LIKE_ROBERTA, ("<pad>", "<unk>", MASK)),
 }
 MIN_WORDPIECE_SIZE = 32
 MIN_BPE_SIZE = len(OPT_TOKENS) + len(BYTES)
@@ -42,8 +44,8 @@ class Tokenizer:
     """Text to ids and back; raises UserError for a tokenizer of none of these kinds.
 
     Attributes:
-      kind: "wordpiece" (anything with BERT's special tokens), "byte_bpe" (of OPT or GPT-2) or
-        "masked_byte_bpe" (of RoBERTa).
+      kind: "wordpiece" (anything with BERT's special tokens), "byte_bpe" (of OPT or GPT-2),
+        "masked_byte_bpe" (of RoBERTa) or "masked_unigram" (of XLM-R).
       vocab_size: one more than the highest id.
       prefix_ids, suffix_ids: what stands before and after every document.
       pad_id, mask_id: None where there is no such token.
@@ -52,10 +54,7 @@ class Tokenizer:
 
     def __init__(self, inner: Any):
         vocab = inner.get_vocab(with_added_tokens=True)
-        bert = all(token in vocab for token in BERT_TOKENS)
-        self.kind = WORDPIECE if bert or not subword.is_byte_level(inner) else BYTE_BPE
-        if self.kind == BYTE_BPE and subword.has_mask(inner):
-            self.kind = MASKED_BYTE_BPE
+        self.kind = _kind(inner, vocab)
         _check_tokens(vocab, self.kind)
         inner.no_truncation()
         inner.no_padding()
@@ -70,7 +69,7 @@ class Tokenizer:
         else:
             added = inner.get_added_tokens_decoder().items()
             special = {token for token, piece in added if piece.special}
-            if self.kind == MASKED_BYTE_BPE:
+            if self.kind in _LIKE_ROBERTA:
                 special |= {vocab[token] for token in ROBERTA_TOKENS}
                 self.prefix_ids, self.suffix_ids = (vocab["<s>"],), (vocab["</s>"],)
             else:
@@ -83,7 +82,11 @@ class Tokenizer:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Returns the ids of each text, without special tokens around them."""
         encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        if self.kind != MASKED_UNIGRAM:
+            return [encoding.ids for encoding in encodings]
+        # Its model finds the pieces <s> and <mask> in text that spells them: they are unknown.
+        special = set(self.special_ids)
+        return [[self.unk_id if i in special else i for i in e.ids] for e in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`, special tokens included."""
@@ -106,6 +109,7 @@ class Tokenizer:
             self.kind,
             vocab,
             model.get("merges"),
+            model["vocab"] if self.kind == MASKED_UNIGRAM else None,  # with its scores
             content["normalizer"],
             self.prefix_ids,
             spaced,
@@ -160,6 +164,16 @@ class Tokenizer:
         return cls(subword.train_byte_bpe(_for_training(documents), vocab_size))
 
 
+def _kind(inner: Any, vocab: dict[str, int]) -> str:
+    """The kind of the library's tokenizer; a WordPiece is what has nothing of the others."""
+    bert, masked = all(token in vocab for token in BERT_TOKENS), subword.has_mask(inner)
+    if not bert and subword.is_byte_level(inner):
+        return MASKED_BYTE_BPE if masked else BYTE_BPE
+    if not bert and masked and subword.is_unigram(inner):
+        return MASKED_UNIGRAM
+    return WORDPIECE
+
+
 def _for_training(documents: Iterable[str]) -> list[str]:
     return [without_endless_words(text) for text in capped(documents)]
 
@@ -202,6 +216,8 @@ def _check_tokens(vocab: dict[str, int], kind: str) -> None:
                 f"{', '.join(missing)} among its {len(vocab)} tokens; use a BERT tokenizer"
             )
         return
+    if kind == MASKED_UNIGRAM:
+        return  # its tokens made it one
     unknown = [symbol for symbol in BYTES if symbol not in vocab]
     if unknown:
         raise UserError(

@@ -14,6 +14,7 @@ from quantizable_flax.data.text.documents import describe_documents, iter_docume
 from quantizable_flax.data.text.tokenizer import (
     BYTE_BPE,
     MASKED_BYTE_BPE,
+    MASKED_UNIGRAM,
     MAX_TRAINING_CHARS,
     WORDPIECE,
     Tokenizer,
@@ -25,9 +26,10 @@ _NAMES = {
     WORDPIECE: "a WordPiece",
     BYTE_BPE: "a byte-level BPE without <mask>",
     MASKED_BYTE_BPE: "a byte-level BPE with <mask>",
+    MASKED_UNIGRAM: "a Unigram with <mask>",
 }
 # What serves as well as a tokenizer of the kind that is trained.
-_ACCEPTED = {WORDPIECE: (WORDPIECE, MASKED_BYTE_BPE), BYTE_BPE: (BYTE_BPE,)}
+_ACCEPTED = {WORDPIECE: (WORDPIECE, MASKED_BYTE_BPE, MASKED_UNIGRAM), BYTE_BPE: (BYTE_BPE,)}
 _log = logging.getLogger(__name__)
 
 
