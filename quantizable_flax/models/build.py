@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from quantizable_flax.errors import UserError, check_choice
-from quantizable_flax.models import bert, bert_config, opt, vit, vit_config
+from quantizable_flax.models import bert, bert_config, opt, opt_config, vit, vit_config
 from quantizable_flax.nn.gate import GateConfig
 from quantizable_flax.nn.softmax import SoftmaxConfig, make_softmax
 from quantizable_flax.quantization.spec import QuantSpec
@@ -27,7 +27,7 @@ FAMILIES = {
     "bert": Family(bert.Bert, bert_config.BertConfig),
     "roberta": Family(bert.Bert, bert_config.RobertaConfig),
     "distilbert": Family(bert.Bert, bert_config.DistilBertConfig),
-    "opt": Family(opt.OptForCausalLM, opt.OptConfig),
+    "opt": Family(opt.OptForCausalLM, opt_config.OptConfig),
     "vit": Family(vit.VitForImageClassification, vit_config.VitConfig),
 }
 
