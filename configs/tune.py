@@ -52,7 +52,7 @@ def get_config(argument="plain"):
     config.distill.hidden = 1.0
     config.distill.layers = 1.0
     config.distill.logits = 1.0
-    config.distill.outliers = 0.03
+    config.distill.outliers = 0.06
     if "seq_len" in config.data:  # half of a small encoder's parameters, which have no outliers
         config.optimizer.frozen = "embeddings/word/.*"
     config.optimizer.learning_rate = 6e-4
@@ -60,7 +60,7 @@ def get_config(argument="plain"):
     config.optimizer.warmup_steps = 30
     config.optimizer.decay_to = 1e-5
     config.optimizer.weight_decay = 0.01
-    config.train.steps = 200
+    config.train.steps = 420
     config.train.batch_size = 16
     config.train.log_every = 10
     config.train.eval_every = 50

@@ -133,7 +133,7 @@ def distill_keys() -> Keys:
         "hidden": Key(1.0, "weight of the mean squared error of the last hidden states"),
         "layers": Key(0.0, "weight of the mean squared error of the activations at layer_sites"),
         "layer_sites": Key(
-            r"(embeddings/|layer_\d+/(attention|ffn)_)layer_norm/output",
+            r"(embeddings/|layer_\d+/ffn_)layer_norm/output",
             "the activations that it is taken of, averaged; a regular expression of sites",
         ),
         "pooled": Key(0.0, "weight of 1 - cosine of the embeddings"),
@@ -145,7 +145,7 @@ def distill_keys() -> Keys:
         "outlier_scale": Key(3.0, "the magnitude of an activation that costs 1, above 0"),
         "outlier_power": Key(4, "how steeply the cost rises, at least 1"),
         "outlier_sites": Key(
-            r"layer_\d+/(attention|ffn)_residual",
+            r"layer_\d+/(attention|ffn)_(residual|layer_norm/output)",
             "the activations that it is taken of, a regular expression of sites by full path",
         ),
     }
