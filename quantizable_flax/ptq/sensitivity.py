@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,6 +21,7 @@ from quantizable_flax.quantization.sites import RANGES, SWITCHES
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
+Sums = tuple[jax.Array, jax.Array]  # of the losses, and how many there are
 
 
 class SiteCost(NamedTuple):
@@ -62,44 +63,50 @@ def sensitivity(
     """
     spec = dataclasses.replace(model.config.quant, backend="simulated")
     model = with_quant(model, spec)
-    example = model.example_batch()
+    sites = _quantized_sites(model, params)
+    nowhere_S = np.zeros(len(sites), bool)
+    ranges = calibrate(model, params, calibration, switches=_switches(sites, nowhere_S))
+    kept = [{key: jnp.asarray(value) for key, value in batch.items()} for batch in batches]
+    step = make_switched_step(model, sites, fidelity=fidelity)
+    exact_N = [step(params, ranges, nowhere_S, batch, None) for batch in kept] if fidelity else []
+
+    def sums(on_S: np.ndarray) -> list[Sums]:
+        known = exact_N or [None] * len(kept)
+        return [step(params, ranges, on_S, *pair) for pair in zip(kept, known, strict=True)]
+
+    exact, *losses = _means(sums, [nowhere_S, *np.eye(len(sites), dtype=bool)])
+    costs = [SiteCost(site, value - exact) for site, value in zip(sites, losses, strict=True)]
+    return sorted(costs, key=lambda cost: -cost.increase)
+
+
+def _quantized_sites(model: nn.Module, params: Any) -> list[str]:
     # With the static ranges of this very scheme, so that sites without a range are listed too.
-    static = with_quant(model, dataclasses.replace(spec, activation_ranges="static"))
-    sites = [
-        "/".join(path[:-1])
-        for path in traverse_util.flatten_dict(unknown_ranges(static, params, example))
-    ]
+    family: Any = model
+    spec = dataclasses.replace(family.config.quant, activation_ranges="static")
+    ranges = unknown_ranges(with_quant(model, spec), params, family.example_batch())
+    sites = ["/".join(path[:-1]) for path in traverse_util.flatten_dict(ranges)]
     if not sites:
         raise UserError(
             "sensitivity needs quantized sites, found none: give --quant bits, and "
             "quant.float_sites that leave something."
         )
-    off = _switches(sites, np.zeros(len(sites), bool))
-    ranges = calibrate(model, params, calibration, switches=off)
-    kept = [{key: jnp.asarray(value) for key, value in batch.items()} for batch in batches]
-    step = make_switched_step(model, sites, fidelity=fidelity)
-    nowhere_S = np.zeros(len(sites), bool)
-    exact_N = [step(params, ranges, nowhere_S, batch, None) for batch in kept] if fidelity else []
+    return sites
 
-    def sums(on_S: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
-        known = exact_N or [None] * len(kept)
-        return [step(params, ranges, on_S, *pair) for pair in zip(kept, known, strict=True)]
 
-    def loss(parts: list[tuple[jax.Array, jax.Array]]) -> float:
+def _means(sums: Callable[[np.ndarray], list[Sums]], masks: Sequence[np.ndarray]) -> list[float]:
+    """The loss with the sites of each mask quantized."""
+
+    def mean(parts: list[Sums]) -> float:
         total, labels = np.sum(jax.device_get(parts), axis=0)
         return float(total / labels)
 
-    losses, running = [], sums(nowhere_S)
-    bar = tqdm(
-        np.eye(len(sites), dtype=bool), desc="sensitivity", unit="site", leave=False, disable=None
-    )
-    for on_S in bar:
+    losses, running = [], None
+    for on_S in tqdm(masks, desc="sensitivity", unit="site", leave=False, disable=None):
         following = sums(on_S)
-        losses.append(loss(running))  # one site late, so the device never waits
+        if running is not None:
+            losses.append(mean(running))  # one site late, so the device never waits
         running = following
-    exact, *losses = *losses, loss(running)
-    costs = [SiteCost(site, value - exact) for site, value in zip(sites, losses, strict=True)]
-    return sorted(costs, key=lambda cost: -cost.increase)
+    return [*losses, mean(running or [])]
 
 
 def make_switched_step(model: nn.Module, sites: Sequence[str], *, fidelity: bool = False):
