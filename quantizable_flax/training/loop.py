@@ -20,6 +20,7 @@ from quantizable_flax.runtime.mesh import batch_share
 from quantizable_flax.runtime.profiling import parse_steps
 from quantizable_flax.runtime.workdir import check_writable
 from quantizable_flax.training import initial, qat
+from quantizable_flax.training import teacher as teachers
 from quantizable_flax.training.distillation import make_objective
 from quantizable_flax.training.feed import Feed
 from quantizable_flax.training.measures import Measures
@@ -27,7 +28,6 @@ from quantizable_flax.training.run import Run
 from quantizable_flax.training.setup import set_up
 from quantizable_flax.training.step import init_state, make_train_step
 from quantizable_flax.training.stopping import StopSignal
-from quantizable_flax.training.teacher import check_tokenizer, load_teacher
 
 
 def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> TrainState:
@@ -54,9 +54,10 @@ def train(config: ConfigDict, workdir: str, *, profile: str | None = None) -> Tr
 def _train(
     config: ConfigDict, path: epath.Path, traced: tuple[int, int] | None, lock: Lock
 ) -> TrainState:
+    teachers.check_apart(config, path)
     mesh, model, optimizer = set_up(config)
     task = _task_of_newest(config, path)  # before anything is compiled
-    teacher = load_teacher(config, model, mesh)
+    teacher = teachers.load_teacher(config, model, mesh)
     objective = make_objective(config, model, teacher)
     state = init_state(
         model,
@@ -74,8 +75,7 @@ def _train(
         state, assets = initial.start_from(config, state)
         known = initial.for_data(config, assets)
     task = task or make_task(config, known)
-    if teacher is not None:
-        check_tokenizer(config, teacher, task)
+    origin = teachers.origin(config, teacher, task, mesh)
     data = train_iterator(
         task,
         batch_size=config.train.batch_size,
@@ -86,11 +86,12 @@ def _train(
     _check_same_data(task)
     if notes is not None:
         same_data.check(notes.info, task, path)
+        teachers.check_same(config, notes.info, origin, path)
         data.set_state(notes.data)
     elif config.quant.train:
         state = qat.calibrated(config, model, task, state)
     measures = Measures(config, model, task, mesh, objective)
-    run = Run(config, path, measures, task, assets, notes, mesh, lock)
+    run = Run(config, path, measures, task, assets, notes, mesh, lock, origin)
     run.begin(damaged)
     step = make_train_step(model, optimizer, config, mesh, state, objective)
     step = run.observed(step, state, traced)

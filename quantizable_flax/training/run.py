@@ -43,8 +43,9 @@ class Run:
         notes,
         mesh: Mesh,
         lock: Lock,
+        origin: dict[str, Any],
     ):
-        self._lock, self._measures = lock, measures
+        self._lock, self._measures, self._origin = lock, measures, origin
         self.config, self._path, self._task = config, path, task
         self._assets = assets | task.assets  # what the model came with, and data do not know
         self._schedule = make_schedule(config.optimizer, config.train.steps)
@@ -169,6 +170,7 @@ class Run:
                 "train_seconds": seconds,
                 "versions": store.library_versions(),
                 same_data.KEY: self._task.fingerprint,
+                **self._origin,
             },
         )
         with self._throughput.lost["checkpoint"], jax.transfer_guard("allow"):

@@ -1,20 +1,27 @@
 """The model that a student stays near: `config.distill.teacher`, in floating point."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from quantizable_flax.checkpoint import store
 from quantizable_flax.data.task import Task
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.build import build_model
 from quantizable_flax.ptq.trained import learns_ranges
-from quantizable_flax.runtime.mesh import tree_shardings
+from quantizable_flax.runtime.mesh import replicated, tree_shardings
 from quantizable_flax.training.finished import read_finished, read_finished_config
 
 TOKENIZER = "tokenizer"
+KEY = "teacher"  # of a checkpoint's info: the teacher's fingerprint
+_SAME = 1e-5  # of a tensor's magnitude: another layout on a mesh sums in another order
 
 
 class Teacher(NamedTuple):
@@ -64,13 +71,62 @@ def abstract_teacher(config: ConfigDict, student: nn.Module, mesh: Mesh) -> Teac
     return Teacher(model, params, {})
 
 
-def check_tokenizer(config: ConfigDict, teacher: Teacher, task: Task) -> None:
+def _check_tokenizer(config: ConfigDict, teacher: Teacher, task: Task) -> None:
     """Raises UserError if the teacher reads other tokens than the run's data hold."""
     ours, theirs = task.assets.get(TOKENIZER), teacher.assets.get(TOKENIZER)
     if ours is not None and theirs is not None and ours != theirs:
         raise UserError(
             f"distill.teacher={config.distill.teacher} has another tokenizer than this run: set "
             "init_from to that model, or data.tokenizer.file to its tokenizer."
+        )
+
+
+def origin(
+    config: ConfigDict, teacher: Teacher | None, task: Task, mesh: Mesh
+) -> dict[str, list[list[float]]]:
+    """What a checkpoint's info says of the teacher, nothing without one.
+
+    Of each of its parameters the sum, and the sum of magnitudes.
+
+    Raises:
+      UserError: it reads other tokens than the run's data hold.
+    """
+    if teacher is None:
+        return {}
+    _check_tokenizer(config, teacher, task)
+
+    def sums(params: Any) -> Any:
+        return [jnp.stack([jnp.sum(x), jnp.sum(jnp.abs(x))]) for x in jax.tree.leaves(params)]
+
+    found = jax.jit(sums, out_shardings=replicated(mesh))(teacher.params)
+    return {KEY: [pair.tolist() for pair in jax.device_get(found)]}
+
+
+def check_same(
+    config: ConfigDict,
+    info: Mapping[str, Any],
+    found: Mapping[str, list[list[float]]],
+    workdir: epath.Path,
+) -> None:
+    """Raises UserError if a run goes on with another teacher than it had, wherever that lies."""
+    if KEY not in info or KEY not in found:  # of an earlier version, or without a teacher
+        return
+    ours, theirs = np.array(info[KEY]), np.array(found[KEY])
+    same = ours.shape == theirs.shape and np.all(np.abs(ours - theirs) <= _SAME * ours[:, 1:])
+    if not same:
+        raise UserError(
+            f"{workdir} holds a run with another teacher than distill.teacher="
+            f"{config.distill.teacher}: name the model that it had, or give a new --workdir."
+        )
+
+
+def check_apart(config: ConfigDict, workdir: epath.Path) -> None:
+    """Raises UserError if a run is to be its own teacher."""
+    path = config.distill.teacher
+    if path and store.split_step(store.absolute(path))[0] == workdir:
+        raise UserError(
+            f"distill.teacher={path} is the workdir itself: give a new --workdir, or leave "
+            "init_from as it was to go on."
         )
 
 

@@ -1,8 +1,10 @@
 """Whole runs of the tuning recipe: going on, what they log and keep, and what they refuse."""
 
 import json
+import shutil
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from quantizable_flax.checkpoint.load import load_run
 from quantizable_flax.errors import UserError
@@ -29,6 +31,28 @@ def test_stopped_run_continues_bitwise(whole, tmp_path):
     train(first, str(tmp_path / "run"))
     train(recipe(model, data, tmp_path, **changes), str(tmp_path / "run"))
     assert_bitwise_equal(saved(tmp_path / "run", 8), saved(workdir, 8))
+
+
+def test_a_run_keeps_its_teacher_wherever_that_lies(whole, tmp_path):
+    model, data, workdir = whole
+    shutil.copytree(workdir, tmp_path / "run")
+    for name in ("moved", "other"):
+        shutil.copytree(model, tmp_path / name)
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    weights["classifier.bias"] = weights["classifier.bias"] + 0.5
+    save_file(weights, tmp_path / "other" / "model.safetensors")
+    changes = {"model__hidden_dropout": 0.1, "train__steps": 9}
+
+    def go_on(teacher):
+        train(recipe(str(teacher), data, tmp_path, **changes), str(tmp_path / "run"))
+
+    with pytest.raises(UserError, match=r"holds a run with another teacher than .*/other"):
+        go_on(tmp_path / "other")
+    with pytest.raises(UserError, match=r"distill\.teacher=.*/run is the workdir itself"):
+        go_on(tmp_path / "run")
+    assert load_run(str(tmp_path / "run")).info["step"] == 8
+    go_on(tmp_path / "moved")
+    assert load_run(str(tmp_path / "run")).info["step"] == 9
 
 
 def test_a_run_logs_its_parts_and_its_fidelity(whole):
