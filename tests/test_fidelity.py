@@ -141,6 +141,24 @@ def test_a_reference_of_another_width_is_refused(run, tmp_path):
         make_evaluator(run._replace(config=config)).fp  # noqa: B018
 
 
+def test_a_reference_must_read_what_the_model_reads(run, tmp_path):
+    config = run.config.copy_and_resolve_references()
+    config.eval.reference = published.saved(tmp_path / "vit", "ViTModel")
+    with pytest.raises(UserError, match="reads images, this model masked text"):
+        make_evaluator(run._replace(config=config))
+    config.eval.reference = published.saved(tmp_path / "other", "BertModel")
+    (tmp_path / "other" / "vocab.txt").write_text("\n".join([*BERT_TOKENS, *reversed(WORDS)]))
+    with pytest.raises(UserError, match="has another tokenizer than this model"):
+        make_evaluator(run._replace(config=config))
+
+
+def test_a_reference_that_is_nowhere_is_named(run):
+    config = run.config.copy_and_resolve_references()
+    config.eval.reference = "/nowhere"
+    with pytest.raises(UserError, match="/nowhere does not exist"):
+        make_evaluator(run._replace(config=config))
+
+
 def test_sites_are_ranked_by_the_cosine_that_they_cost(evaluator):
     costs = evaluator.sensitivity(parse_setting("w4a4"))
     assert costs[0].increase > costs[-1].increase >= -1e-6

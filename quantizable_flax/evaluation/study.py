@@ -16,10 +16,12 @@ from ml_collections import ConfigDict
 from quantizable_flax.checkpoint.load import Run, load_run
 from quantizable_flax.config import default_config
 from quantizable_flax.data.calibration_batches import calibration_batches
+from quantizable_flax.data.kinds import IMAGES
 from quantizable_flax.data.pipeline import eval_batches
 from quantizable_flax.data.share import WHOLE
 from quantizable_flax.data.task import Task
 from quantizable_flax.data.tasks import make_task
+from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation.judge import ByFidelity, ByLabels, Judge, by_fidelity
 from quantizable_flax.evaluation.outliers import outlier_sites
 from quantizable_flax.evaluation.step import Metrics
@@ -180,11 +182,31 @@ def make_evaluator(run: Run) -> Evaluator:
     """Returns the evaluator of a run on the data of its configuration.
 
     Raises:
-      UserError: as `Evaluator`, or no model at `eval.reference`.
+      UserError: as `Evaluator`, or no model at `eval.reference` that reads what this one reads.
     """
+    family: Any = run.model
     reference = run.config.eval.reference
-    known = load_run(reference) if reference is not None else None
+    if reference is None or not by_fidelity(run.config, family.metric):
+        return Evaluator(run, make_task(run.config, run.assets))
+    known = load_run(reference)
+    _check_reads_the_same(run, known, reference)
     return Evaluator(run, make_task(run.config, run.assets), known)
+
+
+def _check_reads_the_same(run: Run, known: Run, reference: str) -> None:
+    """Raises UserError for a reference of other data, or whose tokens are others."""
+    ours, theirs = (one.model.config.data for one in (run, known))
+    if (ours == IMAGES) != (theirs == IMAGES):
+        raise UserError(
+            f"eval.reference={reference} reads {theirs}, this model {ours}: set it to the model "
+            "that this one came from."
+        )
+    tokenizers = [one.assets.get("tokenizer") for one in (run, known)]
+    if None not in tokenizers and tokenizers[0] != tokenizers[1]:
+        raise UserError(
+            f"eval.reference={reference} has another tokenizer than this model: set it to the "
+            "model that this one came from."
+        )
 
 
 def result_row(
