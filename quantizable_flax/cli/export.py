@@ -39,9 +39,10 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "The folder to write, new or empty.")
     flags.DEFINE_string(
         "quant",
-        "w8a8",
-        "Of int8: bits and options, as of eval.py: w8a8, w4a8+mse, w8a8+smooth=0.5; the rest of "
-        "the scheme is set by --config.quant.KEY=VALUE.",
+        None,
+        "Of int8: bits and options, as of eval.py: w8a8, w4a8+mse, w8a8+smooth=0.5; by default "
+        "what the run was trained in, else w8a8. The rest of the scheme is set by "
+        "--config.quant.KEY=VALUE.",
     )
     flags.DEFINE_integer(
         "calibration_seed", 0, "Of int8: which training batches ranges are taken from."
@@ -88,9 +89,11 @@ def _int8() -> "Write":
     """Checks the flags of int8, and returns what writes it."""
     program.at_least(1, "batch_size", FLAGS.batch_size)
     program.at_least(0, "calibration_seed", FLAGS.calibration_seed)
-    setting = parse_setting(FLAGS.quant)
+    given = parse_setting(FLAGS.quant) if FLAGS.quant else None
 
     def write(run: Run, folder: epath.Path) -> None:
+        trained = run.config.quant.train_setting if run.trained_spec is not None else "w8a8"
+        setting = given or parse_setting(trained)
         check_spec(run.model, make_spec(run.config, setting))
         write_int8(run, setting, folder, FLAGS.batch_size, FLAGS.calibration_seed)
 
