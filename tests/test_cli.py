@@ -84,8 +84,8 @@ def test_eval_floating_point_only_on_other_data(folder, tmp_path):
     [
         (["--config=configs/quickstart.py:cliped"], ["'cliped'", "did you mean 'clipped'"]),
         (["--config=configs/nothing.py"], ["could not be loaded", "nothing.py"]),
-        ([CLIPPED, "--config.model.hiden_size=3"], ["'hiden_size'", "'hidden_size'"]),
-        ([CLIPPED, "--config.modle.name=x"], ["'modle'", "'model'"]),
+        ([CLIPPED, "--config.model.hiden_size=3"], ["key model.hiden_size", "'hidden_size'"]),
+        ([CLIPPED, "--config.modle.name=x"], ["key modle.name", "'model'"]),
         ([CLIPPED, "--config.train.steps=many"], ["config.train.steps"]),
         ([CLIPPED, "--config.model.attention.gate=liner"], ["'liner'", "'linear'"]),
         ([CLIPPED, "--config.model.attention.alpha=-1.0"], ["alpha >= 0", "-1.0"]),
@@ -131,7 +131,7 @@ def test_workdir_of_another_architecture(folder):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--workdir=nowhere"], ["nowhere holds no finished checkpoint"]),
+        (["--workdir=nowhere"], ["nowhere does not exist"]),
         ([], ["--workdir is required"]),
         (["--workdir=RUN", "--quant=8bit"], ["w8a8", "'8bit'"]),
         (["--workdir=RUN", "--quant=w1a8"], ["2..16", "1"]),

@@ -103,7 +103,7 @@ def test_a_run_of_ours_by_the_bare_name_of_the_recipe(tmp_path):
         (["--config=tune:plain,a", "--config.init_from=MODEL"], ["name it once"]),
         (
             ["--config=tune:plain", "--config.init_from=MODEL", "--config.data.eval_crop=0.5"],
-            ["'eval_crop'"],
+            ["unknown configuration key data.eval_crop"],
         ),
         (
             ["--config=tune:plain", "--config.init_from=MODEL", "--config.distill.teacher=None"],

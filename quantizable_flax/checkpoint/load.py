@@ -1,6 +1,7 @@
 """A trained run, or a published model, as a model and its parameters, from the path alone."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from quantizable_flax import config as configuration
 from quantizable_flax.checkpoint import resume, store
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.build import build_model, with_config, with_quant
-from quantizable_flax.pretrained.folder import is_published, read_folder
+from quantizable_flax.pretrained.folder import HUB, is_published, read_folder
 from quantizable_flax.ptq.trained import trained_model, trained_spec
 from quantizable_flax.quantization.spec import QuantSpec
 
@@ -51,7 +52,7 @@ class Run(NamedTuple):
         return store.Notes({}, self.config.to_dict(), self.assets, self.info)
 
 
-def load(path: str) -> tuple[nn.Module, Any]:
+def load(path: str | os.PathLike) -> tuple[nn.Module, Any]:
     """Returns (model, params) of the newest readable checkpoint of a run.
 
     Args:
@@ -62,7 +63,7 @@ def load(path: str) -> tuple[nn.Module, Any]:
     Raises:
       UserError: no checkpoint there, or none that can be read.
     """
-    run = load_run(path)
+    run = load_run(os.fspath(path))
     return run.model, run.params
 
 
@@ -81,7 +82,22 @@ def load_run(path: str) -> Run:
         model, spec = _model(config, notes.info), trained_spec(config)
         return Run(config, model, params, notes.assets, notes.info, ranges, spec)
 
-    return resume.read_path(store.absolute(path), read)
+    return resume.read_path(existing(path), read)
+
+
+def existing(path: str) -> epath.Path:
+    """The path made absolute.
+
+    Raises:
+      UserError: nothing is there.
+    """
+    found = store.absolute(path)
+    if not found.exists():
+        raise UserError(
+            f"{path} does not exist: give a run's workdir, the folder of a published model, or "
+            f"{HUB}org/name."
+        )
+    return found
 
 
 def _model(config: ConfigDict, info: Mapping[str, Any]) -> nn.Module:

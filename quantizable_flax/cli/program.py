@@ -74,15 +74,17 @@ def _parse(arguments: list[str], unknown_prefix: tuple[str, ...]) -> list[str]:
         fail(error)
     except (flags.Error, OSError, TypeError, ValueError, AttributeError, KeyError) as error:
         # absl and ml_collections report a bad flag by any of these.
-        fail(_one_line(error))
+        fail(_one_line(error, arguments))
     return []
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, arguments: list[str]) -> str:
     if isinstance(error, (KeyError, AttributeError)) and error.args:  # by ml_collections
         words = re.findall(r"\w+", str(error.args[0]).replace("\\n", " "))
         hint = f" (did you mean {words[words.index('mean') + 1]!r}?)" if "mean" in words else ""
-        return f"unknown configuration key {words[0]!r}{hint}."
+        paths = [a.lstrip("-").partition("=")[0].removeprefix("config.") for a in arguments]
+        path = next((path for path in paths if words[0] in path.split(".")), words[0])
+        return f"unknown configuration key {path}{hint}."
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from quantizable_flax.pretrained.config_json import (
     from_transformers,
     read_json,
 )
-from quantizable_flax.pretrained.files import read_weights
+from quantizable_flax.pretrained.files import WEIGHTS, read_weights
 from quantizable_flax.pretrained.gates import gates_of
 from quantizable_flax.pretrained.hub import resolve
 from quantizable_flax.pretrained.timm_json import from_timm, is_timm, preprocessing
@@ -53,7 +54,7 @@ class Pretrained(NamedTuple):
 
 
 def from_pretrained(
-    path: str, *, attention: Mapping[str, Any] | None = None
+    path: str | os.PathLike, *, attention: Mapping[str, Any] | None = None
 ) -> tuple[nn.Module, Any]:
     """Returns (model, params) of a published model, without PyTorch.
 
@@ -68,7 +69,7 @@ def from_pretrained(
       UserError: no such folder, an architecture that we do not have, a missing, surplus or
         mis-shaped tensor, or a config.json that contradicts the weights.
     """
-    found = read_folder(path, attention=attention, with_assets=False)
+    found = read_folder(os.fspath(path), attention=attention, with_assets=False)
     return found.model, found.params
 
 
@@ -76,11 +77,11 @@ def is_published(path: str) -> bool:
     """Whether a path is that of a published model, and not of a run of ours."""
     if path.startswith(HUB):
         return True
-    file = Path(path).expanduser() / FILE
-    if not file.is_file():
-        return False
+    folder = Path(path).expanduser()
+    if any((folder / name).is_file() for name in WEIGHTS):
+        return True  # reading says what is wrong with its config.json
     try:
-        values = json.loads(file.read_text("utf-8"))
+        values = json.loads((folder / FILE).read_text("utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(values, dict) and bool(values.keys() & {"model_type", "architecture"})
@@ -150,8 +151,10 @@ def read_config(folder: Path, values: Mapping[str, Any], tensors: Mapping[str, A
                 f"{' and '.join(POOLINGS)}: take another model."
             )
         config.model.pooling = POOLINGS[chosen[0]]
-    if "pixel_mean" in config.model and (folder / PREPROCESSOR).is_file():
-        _prepare(config, read_json(folder / PREPROCESSOR))
+    if "pixel_mean" in config.model:
+        config.model.pixel_mean = config.model.pixel_std = (0.5,) * config.model.channels
+        if (folder / PREPROCESSOR).is_file():
+            _prepare(config, read_json(folder / PREPROCESSOR))
     return config
 
 

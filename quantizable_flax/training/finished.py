@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from quantizable_flax import config as configuration
 from quantizable_flax.checkpoint import resume, store
+from quantizable_flax.checkpoint.load import existing
 from quantizable_flax.errors import UserError
 from quantizable_flax.pretrained.folder import HUB, is_published, read_folder, read_folder_config
 from quantizable_flax.ptq.trained import learns_ranges
@@ -51,7 +52,7 @@ def read_finished(path: str, place: Place) -> Finished:
         params = store.restore_params(workdir, step, lambda shapes: place(config, shapes))
         return Finished(config, params, notes.assets)
 
-    return resume.read_path(_existing(path), read)
+    return resume.read_path(existing(path), read)
 
 
 def read_finished_config(path: str) -> ConfigDict:
@@ -62,7 +63,7 @@ def read_finished_config(path: str) -> ConfigDict:
     """
     if is_published(path):
         return read_folder_config(path)
-    workdir, step = store.split_step(_existing(path))
+    workdir, step = store.split_step(existing(path))
     known = store.saved_steps(workdir)
     if not known:
         raise UserError(
@@ -93,16 +94,6 @@ def read_finished_config(path: str) -> ConfigDict:
 def absolute_name(path: str) -> str:
     """The path made absolute; a name on the hub stays one."""
     return path if path.startswith(HUB) else str(store.absolute(path))
-
-
-def _existing(path: str) -> epath.Path:
-    found = store.absolute(path)
-    if not found.exists():
-        raise UserError(
-            f"{path} does not exist: give a run's workdir, the folder of a published model, or "
-            f"{HUB}org/name."
-        )
-    return found
 
 
 def _put(x: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -181,7 +181,7 @@ def test_int8_model_is_evaluated_but_not_trained(bert, tmp_path):
             ["--to must be one of int8, huggingface, found 'int4'", "did you mean 'int8'"],
         ),
         (["--workdir="], ["--workdir is required"]),
-        (["--workdir=nowhere"], ["nowhere holds no finished checkpoint"]),
+        (["--workdir=nowhere"], ["nowhere does not exist"]),
         (["--out="], ["--out is required"]),
         (["--out=EXPORT"], ["--out=", "a new or an empty folder, found files in it: name another"]),
         (["--out=EXPORT/model.json"], ["a new or an empty folder, found a file"]),

@@ -140,7 +140,8 @@ class ImageTask(Task):
         if len(classes) != self._num_classes:
             raise UserError(
                 f"expected as many classes as model.num_classes, found {len(classes)} classes, "
-                f"model.num_classes is {self._num_classes}; set model.num_classes={len(classes)}"
+                f"model.num_classes is {self._num_classes}; set model.num_classes={len(classes)} "
+                "for a new model, or name data.files of a finished one's classes"
             )
 
 
