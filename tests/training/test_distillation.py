@@ -9,7 +9,7 @@ from quantizable_flax import UserError
 from quantizable_flax.aot.compile import lower
 from quantizable_flax.models.build import with_config
 from quantizable_flax.quantization.sites import STATS
-from quantizable_flax.training.distillation import layers
+from quantizable_flax.training.distillation import WEIGHTS, layers
 from tests.training.test_resume import assert_bitwise_equal
 from tests.training.tunable import model_folder, plant_outlier
 from tests.training.tuning_case import Case, recipe
@@ -36,13 +36,13 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(models, name, tmp_pa
     ],
 )
 def test_micro_batches_add_up_to_the_batch(models, name, tmp_path):
-    weights = {**ALL, "distill__outliers": 1.0}
+    weights = {**ALL, "distill__outliers": 1.0, "optimizer__eps": 1e-3}
     steps = {}
     for parts in (1, 4):
         config = recipe(*models(name), tmp_path, **weights, train__grad_accum_steps=parts)
         case = Case(config, jax.devices()[:1])
         steps[parts] = [case.step(seed) for seed in range(3)]
-    # Sums in another order, which Adam's division amplifies in the steps behind the first.
+    # Sums in another order, which Adam's division would amplify in the steps behind the first.
     for whole, split in zip(*steps.values(), strict=True):
         assert split == pytest.approx(whole, rel=5e-3, abs=1e-6)
     assert steps[4][0] == pytest.approx(steps[1][0], rel=1e-4, abs=1e-7)
@@ -60,9 +60,11 @@ def test_two_devices_tune_as_one(models, tmp_path):
 
 
 def test_a_student_in_bfloat16_that_keeps_nothing_for_its_gradient(models, tmp_path):
-    changes = {"model__dtype": "bfloat16", "train__remat": "full", "distill__outliers": 1.0}
-    case = Case(recipe(*models("OPTForCausalLM"), tmp_path, **ALL, **changes))
-    exact = Case(recipe(*models("OPTForCausalLM"), tmp_path, **ALL, distill__outliers=1.0))
+    # Of the other parts the gradient is 0 at first, and in bfloat16 what rounding makes of it.
+    weights = {f"distill__{part}": 0.0 for part in WEIGHTS} | {"distill__outliers": 1.0}
+    changes = {"model__dtype": "bfloat16", "train__remat": "full"}
+    case = Case(recipe(*models("OPTForCausalLM"), tmp_path, **weights, **changes))
+    exact = Case(recipe(*models("OPTForCausalLM"), tmp_path, **weights))
     metrics, expected = case.step(), exact.step()
     assert metrics["outliers"] == pytest.approx(expected["outliers"], rel=0.02)
     assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.1)
@@ -115,13 +117,14 @@ def test_a_teacher_without_the_layers_is_named(models, tmp_path):
 
 
 def test_what_weighs_nothing_is_not_in_the_program(models, tmp_path):
-    # Of all that a step computes, only the cost of outliers takes a magnitude.
-    programs = {
-        weight: Case(recipe(*models("BertModel"), tmp_path, distill__outliers=weight)).program()
+    # Beside the error function of some releases, only the cost of outliers takes magnitudes.
+    magnitudes = {
+        weight: Case(recipe(*models("BertModel"), tmp_path, distill__outliers=weight))
+        .program()
+        .count("stablehlo.abs")
         for weight in (0.0, 0.01)
     }
-    assert "stablehlo.abs" not in programs[0.0]
-    assert "stablehlo.abs" in programs[0.01]
+    assert magnitudes[0.01] - magnitudes[0.0] == 8  # two sums and two LayerNorms in two layers
 
 
 def test_compiling_ahead_of_time_gives_the_same_program(models, tmp_path):
