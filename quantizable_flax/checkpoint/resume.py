@@ -166,7 +166,7 @@ def check_trainable(info: Mapping[str, Any], workdir: epath.Path) -> None:
     """Raises UserError for an exported INT8 model, which holds no weights to train."""
     if "quant" in info:
         raise UserError(
-            f"{workdir} holds an exported INT8 model, which cannot be trained on: continue the run "
+            f"{workdir} holds an exported INT8 model, which cannot be trained on: take the run "
             "that it was exported from, or give a new --workdir."
         )
 
