@@ -111,7 +111,9 @@ def test_what_is_there_is_taken_before_the_hub(tmp_path, monkeypatch, hub):
         *("über", "a\0b", "https://hub/org/name", "org/model.safetensors", "x" * 5000 + "//"),
     ],
 )
-def test_what_is_no_name_is_not_asked_for(name, hub):
+def test_what_is_no_name_is_not_asked_for(name, hub, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")  # where none of these is by chance
     calls = hub([])
     with pytest.raises(UserError, match="expected a folder, a file or the name of a model"):
         resolve(name)
