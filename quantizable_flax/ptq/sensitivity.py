@@ -100,13 +100,12 @@ def _means(sums: Callable[[np.ndarray], list[Sums]], masks: Sequence[np.ndarray]
         total, labels = np.sum(jax.device_get(parts), axis=0)
         return float(total / labels)
 
-    losses, running = [], None
-    for on_S in tqdm(masks, desc="sensitivity", unit="site", leave=False, disable=None):
+    losses, running = [], sums(masks[0])
+    for on_S in tqdm(masks[1:], desc="sensitivity", unit="site", leave=False, disable=None):
         following = sums(on_S)
-        if running is not None:
-            losses.append(mean(running))  # one site late, so the device never waits
+        losses.append(mean(running))  # one site late, so the device never waits
         running = following
-    return [*losses, mean(running or [])]
+    return [*losses, mean(running)]
 
 
 def make_switched_step(model: nn.Module, sites: Sequence[str], *, fidelity: bool = False):

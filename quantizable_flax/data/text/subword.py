@@ -158,4 +158,4 @@ def is_byte_level(inner: Any) -> bool:
 
 def is_unigram(inner: Any) -> bool:
     """Whether the tokenizer is a Unigram, as those of SentencePiece mostly are."""
-    return model_of(inner)["type"] == "Unigram"
+    return isinstance(inner.model, models.Unigram)

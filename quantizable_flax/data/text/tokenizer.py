@@ -166,11 +166,12 @@ class Tokenizer:
 
 def _kind(inner: Any, vocab: dict[str, int]) -> str:
     """The kind of the library's tokenizer; a WordPiece is what has nothing of the others."""
-    bert, masked = all(token in vocab for token in BERT_TOKENS), subword.has_mask(inner)
-    if not bert and subword.is_byte_level(inner):
-        return MASKED_BYTE_BPE if masked else BYTE_BPE
-    if not bert and masked and subword.is_unigram(inner):
-        return MASKED_UNIGRAM
+    if all(token in vocab for token in BERT_TOKENS):
+        return WORDPIECE
+    if subword.is_unigram(inner):
+        return MASKED_UNIGRAM if subword.has_mask(inner) else WORDPIECE
+    if subword.is_byte_level(inner):
+        return MASKED_BYTE_BPE if subword.has_mask(inner) else BYTE_BPE
     return WORDPIECE
 
 
