@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "quantizable_flax"
 ORDER = (
     "errors",
     "quantization",
+    "kernels",
     "nn",
     "models",
     "interop",

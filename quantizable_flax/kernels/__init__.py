@@ -1,0 +1,1 @@
+"""Fused attention: what it computes, as data, and the programs that compute it."""
