@@ -22,14 +22,15 @@ from quantizable_flax.aot.topology import devices_of, prepare
 from quantizable_flax.models.build import build_model
 from quantizable_flax.models.opt import OptLayer
 from quantizable_flax.models.transformer import REMAT
+from quantizable_flax.nn.mask import Mask
 
 
 def make_programs(options: argparse.Namespace) -> dict:
     """Name -> (jitted gradient, function that makes its parameters of those of the layers)."""
-    config = configure(argparse.Namespace(**vars(options), family="opt"), {})
+    config = configure(argparse.Namespace(**vars(options), family="opt", dropout=0.0), {}, "auto")
     config.model.dtype = options.dtype
     layer = OptLayer(build_model(config).config)
-    mask = jnp.tril(jnp.ones((options.seq_len, options.seq_len), bool))[None, None]
+    mask = Mask(causal=True)
 
     def call(x, params):
         return layer.apply({"params": params}, x, mask, train=True)

@@ -2,6 +2,9 @@
 
     python -m benchmarks.step_cost [--family=opt --hidden=256 --layers=4 --seq_len=128]
 
+With --torch (needs torch and transformers, and OMP_WAIT_POLICY=passive, or its threads spin while
+ours compute) transformers' BERT of the same sizes runs in turn too.
+
 ViT takes images of sqrt(seq_len) * 16 pixels in patches of 16, so that it has seq_len patches.
 
 All variants are timed in turn, round after round, so that a machine that slows down slows all of
@@ -26,24 +29,28 @@ from quantizable_flax.runtime.mesh import make_mesh, put_batch
 from quantizable_flax.training.optimizer import make_optimizer
 from quantizable_flax.training.step import init_state, make_train_step
 
-VARIANTS = {
-    "vanilla": {},
-    "clipped softmax": {"softmax": "clipped", "gamma": -0.025},
-    "linear gate": {"gate": "linear"},
-    "mlp gate": {"gate": "mlp"},
+CLIPPED = {"softmax": "clipped", "gamma": -0.025}
+# Of model.attention, and train.attention_kernel.
+VARIANTS: dict[str, tuple[dict, str]] = {
+    "vanilla": ({}, "auto"),
+    "clipped softmax": (CLIPPED, "auto"),
+    "linear gate": ({"gate": "linear"}, "auto"),
+    "mlp gate": ({"gate": "mlp"}, "auto"),
+    "vanilla, unfused": ({}, "unfused"),
+    "clipped, unfused": (CLIPPED, "unfused"),
 }
 
 
-def configure(options: argparse.Namespace, attention: dict):
-    """The configuration of one variant, without dropout, loss over all positions."""
+def configure(options: argparse.Namespace, attention: dict, kernel: str):
+    """The configuration of one variant, loss over all positions."""
     config = default_config(options.family)
     config.model.update(
         hidden_size=options.hidden,
         num_layers=options.layers,
         num_heads=options.hidden // 64,
         intermediate_size=4 * options.hidden,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
+        hidden_dropout=options.dropout,
+        attention_dropout=options.dropout,
     )
     if options.family == "vit":
         config.model.image_size = config.model.patch_size * math.isqrt(options.seq_len)
@@ -52,6 +59,7 @@ def configure(options: argparse.Namespace, attention: dict):
         config.data.seq_len = options.seq_len
     config.train.batch_size = options.batch_size
     config.model.attention.update(attention)
+    config.train.attention_kernel = kernel
     return config
 
 
@@ -102,9 +110,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--seq_len", type=int, default=128)
     parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--torch", action="store_true", help="BERT of PyTorch beside ours")
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
-    variants = {name: programs(configure(options, kw)) for name, kw in VARIANTS.items()}
+    variants = {name: programs(configure(options, *variant)) for name, variant in VARIANTS.items()}
+    if options.torch:
+        from benchmarks.torch_step import small_bert
+
+        batch = random_batch(configure(options, *VARIANTS["vanilla"]))
+        variants["PyTorch"] = small_bert(options, batch)
     times: dict = {}
     for round_index in range(options.rounds + 2):
         for variant, runs in variants.items():
@@ -118,6 +133,8 @@ def main() -> None:
     for program in ("training step", "forward", "simulated W8A8"):
         base = statistics.median(times[program, "vanilla"])
         for variant in variants:
+            if (program, variant) not in times:
+                continue
             median = statistics.median(times[program, variant])
             print(
                 f"{program:15} {variant:16} {median * 1e3:8.1f} ms  {median / base:.3f} x vanilla"

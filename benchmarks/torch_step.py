@@ -9,11 +9,47 @@ batch are those of `benchmarks.train_step`; BERT's logits are of all positions.
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 import transformers
 
 BATCHES = {"bert": 256, "opt": 48, "vit": 256}
+
+
+def small_bert(sizes: argparse.Namespace, batch: dict) -> dict[str, Callable[[], None]]:
+    """Name -> a training step and an evaluation forward in float32, for `benchmarks.step_cost`.
+
+    Args:
+      sizes: its options.
+      batch: numpy arrays, `input_ids` and `labels`.
+    """
+    config = transformers.BertConfig(
+        vocab_size=8192,
+        hidden_size=sizes.hidden,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.hidden // 64,
+        intermediate_size=4 * sizes.hidden,
+        hidden_dropout_prob=sizes.dropout,
+        attention_probs_dropout_prob=sizes.dropout,
+    )
+    model = transformers.BertForMaskedLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    tensors = {name: torch.as_tensor(array).long() for name, array in batch.items()}
+
+    def train() -> None:
+        model.train()
+        model(**tensors).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def forward() -> None:
+        model.eval()
+        with torch.inference_mode():
+            model(**tensors).loss.item()
+
+    return {"training step": train, "forward": forward}
 
 
 def model_and_batch(options: argparse.Namespace, device: str):

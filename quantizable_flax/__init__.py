@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from quantizable_flax.models.losses import token_scores
     from quantizable_flax.nn.attention import MultiHeadAttention
     from quantizable_flax.nn.drop_in import attention_fn
+    from quantizable_flax.nn.functional import dot_product_attention
     from quantizable_flax.nn.gate import GateConfig
     from quantizable_flax.nn.layers import Dense
-    from quantizable_flax.nn.softmax import SoftmaxConfig, clipped_softmax, make_softmax, softmax
+    from quantizable_flax.nn.mask import Mask
+    from quantizable_flax.nn.softmax import clipped_softmax, softmax
+    from quantizable_flax.nn.softmax_config import SoftmaxConfig, make_softmax
     from quantizable_flax.pretrained.folder import from_pretrained
     from quantizable_flax.pretrained.write import to_huggingface
     from quantizable_flax.ptq.calibrate import calibrate
@@ -32,6 +35,7 @@ __version__ = "0.2.0"
 __all__ = [
     "Dense",
     "GateConfig",
+    "Mask",
     "MultiHeadAttention",
     "QuantSpec",
     "Site",
@@ -42,6 +46,7 @@ __all__ = [
     "calibrate",
     "clipped_softmax",
     "default_config",
+    "dot_product_attention",
     "evaluate",
     "from_pretrained",
     "from_state_dict",
@@ -61,7 +66,10 @@ _MODULES = {
     "nn.drop_in": ("attention_fn",),
     "nn.gate": ("GateConfig",),
     "nn.layers": ("Dense",),
-    "nn.softmax": ("SoftmaxConfig", "clipped_softmax", "make_softmax", "softmax"),
+    "nn.mask": ("Mask",),
+    "nn.functional": ("dot_product_attention",),
+    "nn.softmax": ("clipped_softmax", "softmax"),
+    "nn.softmax_config": ("SoftmaxConfig", "make_softmax"),
     "config": ("default_config",),
     "errors": ("UserError",),
     "interop": ("from_state_dict", "to_state_dict"),

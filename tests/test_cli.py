@@ -135,6 +135,8 @@ def test_workdir_of_another_architecture(folder):
         ([], ["--workdir is required"]),
         (["--workdir=RUN", "--quant=8bit"], ["w8a8", "'8bit'"]),
         (["--workdir=RUN", "--quant=w1a8"], ["2..16", "1"]),
+        # Before the evaluation, not after it: a folder is no file.
+        (["--workdir=RUN", "--report=RUN"], ["cannot write", "Is a directory"]),
         (["--workdir=RUN", "--calibration_seeds=0"], ["at least 1"]),
         (["--workdir=RUN", "--config.model.num_layers=3"], ["model.num_layers cannot be changed"]),
         (["--workdir=RUN", "--config.data.fils=x"], ["data.fils", "'files'"]),

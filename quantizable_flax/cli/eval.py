@@ -78,6 +78,8 @@ def main(arguments: list[str]) -> None:
     settings = [] if FLAGS.quant == ["none"] else [parse_setting(name) for name in FLAGS.quant]
     check_choice("--backend", FLAGS.backend, BACKENDS)
     program.at_least(1, "calibration_seeds", FLAGS.calibration_seeds)
+    for path in filter(None, (FLAGS.json, FLAGS.markdown, FLAGS.report)):
+        tables.check_writable(path)  # before minutes are spent
     use_compilation_cache()
     with hosts.joined():
         _run(workdirs, settings, overrides)

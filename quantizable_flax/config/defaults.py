@@ -15,11 +15,12 @@ from quantizable_flax.config.keys import Key, Keys, derived, meaning, to_config
 from quantizable_flax.models import build
 from quantizable_flax.models.transformer import TransformerConfig
 from quantizable_flax.nn.gate import GateConfig
-from quantizable_flax.nn.softmax import make_softmax
+from quantizable_flax.nn.softmax_config import make_softmax
 from quantizable_flax.quantization.spec import BIT_FIELDS, QuantSpec
 
 FAMILIES = build.FAMILIES
-OF_TRAINING = ("remat", "loss_chunk")  # fields of a model that are keys of `config.train`
+# Fields of a model that are keys of `config.train`.
+OF_TRAINING = ("remat", "loss_chunk", "attention_kernel")
 # Fields of a model and of a scheme that other keys say, and arguments that follow from the model.
 NOT_OF_MODEL = (*OF_TRAINING, "dtype", "softmax", "gate", "quant")
 NOT_OF_QUANT = (*BIT_FIELDS, "head", "site_bits", "backend")

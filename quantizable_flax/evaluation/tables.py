@@ -126,6 +126,29 @@ def write_json(rows: list[Row], path: str) -> None:
     write_text(json.dumps(safe, indent=2) + "\n", path)
 
 
+def check_writable(path: str) -> None:
+    """Raises UserError unless a file can be written to the path, whose folder is made.
+
+    A path in another storage (`gs://...`) is believed.
+    """
+    if "://" in path:
+        return
+    target = epath.Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new = not target.exists()
+        with open(target, "ab"):
+            pass
+        if new:
+            target.unlink()
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: str, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror or error}.")
+
+
 def write_text(text: str, path: str) -> None:
     """Writes a file in UTF-8 whatever the locale, making its folder.
 
@@ -137,4 +160,4 @@ def write_text(text: str, path: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
+        raise _cannot_write(path, error) from error

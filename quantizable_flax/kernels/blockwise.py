@@ -69,10 +69,7 @@ def backward(
         d_scores = (scheme.scale * probs * (d_probs - weighted_BxHxTx1)).astype(k.dtype)
         d_rows = _product("BHTS,BHSK->BHTK", d_scores, keys_seen)
         d_keys = _product("BHTS,BHTK->BHSK", d_scores, rows)
-        sums = tuple(
-            total.at[:, :, :seen].add(new)
-            for total, new in zip(sums, (d_keys, d_vals), strict=True)
-        )
+        sums = tuple(_added(*pair) for pair in zip(sums, (d_keys, d_vals), strict=True))
         return sums, (d_rows.astype(q.dtype), weighted_BxHxTx1[..., 0])
 
     sums = tuple(jnp.zeros(x.shape, jnp.float32) for x in (keys, vals))
@@ -89,6 +86,12 @@ def backward(
         d_v.astype(v.dtype),
         sink_gradient(extras.sink, saved, weighted),
     )
+
+
+def _added(total: jax.Array, new: jax.Array) -> jax.Array:
+    """Adds to the first keys, in place; `at[].add` would be a scatter."""
+    sums = total[:, :, : new.shape[2]] + new
+    return jax.lax.dynamic_update_slice(total, sums, (0, 0, 0, 0))
 
 
 def sink_gradient(

@@ -26,6 +26,7 @@ from quantizable_flax.models.transformer import (
     run_layers,
 )
 from quantizable_flax.nn.layers import Dropout, is_training
+from quantizable_flax.nn.mask import Mask
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.tensor import Tensor, beside, values
 
@@ -81,8 +82,8 @@ class BertLayer(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, x_BxTxD: Tensor, mask: jax.Array | None, *, train: bool) -> Tensor:
-        """Returns [B, T, D]; mask broadcasts to [B, H, T, T]."""
+    def __call__(self, x_BxTxD: Tensor, mask: Mask | None, *, train: bool) -> Tensor:
+        """Returns [B, T, D]."""
         c = self.config
         y = c.attention(name="attention")(x_BxTxD, mask, train=train)
         x_BxTxD = self._add_and_norm("attention", x_BxTxD, y, train)
@@ -140,9 +141,7 @@ class Bert(nn.Module):
         train: bool,
     ) -> Tensor:
         x = self.embeddings(input_ids_BxT, attention_mask_BxT, token_type_ids_BxT, train=train)
-        mask = None
-        if attention_mask_BxT is not None:
-            mask = attention_mask_BxT.astype(bool)[:, None, None, :]
+        mask = None if attention_mask_BxT is None else Mask(attention_mask_BxT)
         return run_layers(self.config, self.layers, x, mask, train=train)
 
     def _encode_batch(self, batch: dict[str, jax.Array], train: bool) -> Tensor:

@@ -10,7 +10,7 @@ import ml_collections
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.models import bert, bert_config, opt, opt_config, vit, vit_config
 from quantizable_flax.nn.gate import GateConfig
-from quantizable_flax.nn.softmax import SoftmaxConfig, make_softmax
+from quantizable_flax.nn.softmax_config import SoftmaxConfig, make_softmax
 from quantizable_flax.quantization.spec import QuantSpec
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -71,6 +71,7 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
         dtype=DTYPES[model.dtype],
         remat=config.train.remat,
         loss_chunk=config.train.loss_chunk,
+        attention_kernel=config.train.attention_kernel,
         gate=_gate(model.attention),
     )
     return family.module(dataclasses.replace(built, softmax=_softmax(config, built)))
@@ -85,6 +86,7 @@ def _softmax(config: ml_collections.ConfigDict, built: Any) -> SoftmaxConfig:
         alpha=attention.alpha,
         seq_len=built.length(config.data),
         blind_queries=attention.blind_queries,
+        sink=attention.sink,
         causal=built.causal,
     )
 
@@ -164,6 +166,8 @@ def attention_label(config: ml_collections.ConfigDict) -> str:
         keys = [key for key in ("gamma", "zeta", "alpha") if attention[key] is not None]
         values = ", ".join(f"{key}={attention[key]:g}" for key in keys)
         parts.append(f"clipped softmax ({values})")
+    if attention.sink != "none":
+        parts.append({"zero": "softmax1", "learned": "learned sink"}[attention.sink])
     if attention.gate != "none":
         parts.append(f"gated ({attention.gate.replace('_', ' ')})")
     return " + ".join(parts) or "vanilla"

@@ -15,6 +15,7 @@ from quantizable_flax.models.transformer import (
     run_layers,
 )
 from quantizable_flax.nn.layers import is_training
+from quantizable_flax.nn.mask import Mask
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.spec import INT8_BITS
 from quantizable_flax.quantization.tensor import Tensor, beside, values
@@ -63,7 +64,7 @@ class OptLayer(nn.Module):
     def __call__(
         self,
         x_BxTxD: Tensor,
-        mask: jax.Array,
+        mask: jax.Array | Mask,
         *,
         train: bool,
         cache_at: jax.Array | None = None,
@@ -128,10 +129,7 @@ class OptForCausalLM(nn.Module):
     def _encode(
         self, input_ids_BxT: jax.Array, attention_mask_BxT: jax.Array | None, train: bool
     ) -> Tensor:
-        length = input_ids_BxT.shape[1]
-        mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
-        if attention_mask_BxT is not None:
-            mask = mask & attention_mask_BxT.astype(bool)[:, None, None, :]
+        mask = Mask(attention_mask_BxT, causal=True)
         x = self.embed(input_ids_BxT, attention_mask_BxT)
         return self._finish(run_layers(self.config, self.layers, x, mask, train=train))
 

@@ -13,10 +13,11 @@ from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.models.structure import Fold, OutlierSites
 from quantizable_flax.models.weights import WeightNames
 from quantizable_flax.nn.attention import MultiHeadAttention
+from quantizable_flax.nn.fused import check_kernel
 from quantizable_flax.nn.gate import GateConfig
 from quantizable_flax.nn.layers import Dense, Dropout, Embed, LayerNorm
 from quantizable_flax.nn.partition import constrain
-from quantizable_flax.nn.softmax import VANILLA, SoftmaxFn
+from quantizable_flax.nn.softmax_config import VANILLA, SoftmaxFn
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.quantization.tensor import Tensor, beside, values
@@ -51,6 +52,8 @@ class TransformerConfig:
       remat: what the backward pass computes again instead of keeping it: "none"; "dots", all but
         the products with weights; "full", whole layers.
       loss_chunk: positions of each sequence whose logits exist at a time; 0 for all.
+      attention_kernel: what computes attention where it is not measured or quantized: "auto", by
+        the platform; "unfused"; "blockwise", plain XLA in blocks of queries; "gpu" or "tpu".
     """
 
     data: ClassVar[str]
@@ -69,6 +72,7 @@ class TransformerConfig:
     dtype: Any = jnp.float32
     remat: str = "none"
     loss_chunk: int = 128
+    attention_kernel: str = "auto"
     softmax: SoftmaxFn = VANILLA
     gate: GateConfig | None = None
     quant: QuantSpec | None = None
@@ -90,6 +94,7 @@ class TransformerConfig:
                 "gate_pooling=all for the published variant that looks ahead."
             )
         check_choice("train.remat", self.remat, REMAT)
+        check_kernel(self.attention_kernel)
         if self.loss_chunk < 0:
             raise UserError(f"train.loss_chunk must not be negative, found {self.loss_chunk}.")
         for name in ("hidden_dropout", "attention_dropout"):
@@ -170,6 +175,7 @@ class TransformerConfig:
             kernel_init=self.kernel_init,
             dtype=self.dtype,
             quant=self.quant,
+            kernel=self.attention_kernel,
             **options,
         )
 

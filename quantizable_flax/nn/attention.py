@@ -1,5 +1,6 @@
 """Multi-head attention as scores -> probabilities -> context -> gate, each step replaceable."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError
+from quantizable_flax.nn.fused import choose, fused
 from quantizable_flax.nn.gate import Gate, GateConfig
-from quantizable_flax.nn.layers import Dense, is_training
+from quantizable_flax.nn.layers import Dense, is_training, partitioned_param
+from quantizable_flax.nn.mask import Mask, dense
 from quantizable_flax.nn.partition import constrain
-from quantizable_flax.nn.softmax import VANILLA, SoftmaxFn
+from quantizable_flax.nn.softmax_config import VANILLA, SoftmaxFn
 from quantizable_flax.quantization.sites import Site, record
 from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.quantization.statistics import zero_share
@@ -43,6 +46,8 @@ class MultiHeadAttention(nn.Module):
       context_before_gate: put the context's grid before the gate, as published for OPT; a second
         one behind the gate follows unless `quant.gated_context` is off.
       output_projection: False returns the merged context, as the original's inner module does.
+      kernel: which program computes scores to context where nothing is measured or quantized, one
+        of `nn.fused.KERNELS`.
     """
 
     num_heads: int
@@ -54,12 +59,13 @@ class MultiHeadAttention(nn.Module):
     quant: QuantSpec | None = None
     context_before_gate: bool = False
     output_projection: bool = True
+    kernel: str = "auto"
 
     @nn.compact
     def __call__(
         self,
         x_BxTxD: Tensor,
-        mask: jax.Array | None = None,
+        mask: jax.Array | Mask | None = None,
         *,
         train: bool = False,
         deterministic: bool | None = None,
@@ -69,8 +75,9 @@ class MultiHeadAttention(nn.Module):
 
         Args:
           x_BxTxD: the layer's input.
-          mask: broadcasts to [B, H, T, keys], True where a key is visible; with a gate per head,
-            one for all queries, [B, 1, 1, keys].
+          mask: a `Mask`, which the fused programs read, or an array that broadcasts to
+            [B, H, T, keys], True where a key is visible; with a gate per head, one for all
+            queries, [B, 1, 1, keys].
           train: applies dropout, and needs a "dropout" rng.
           deterministic: the opposite of `train`, as Flax's modules take it; None leaves it to that.
           cache_at: write keys and values into the mutable collection `cache` (arrays `key` and
@@ -98,23 +105,59 @@ class MultiHeadAttention(nn.Module):
         if cache_at is not None:
             k_BxTxHxK = self._cached("key", k_BxTxHxK, cache_at)
             v_BxTxHxK = self._cached("value", v_BxTxHxK, cache_at)
-        scores_BxHxTxS = attention_scores(q_BxTxHxK, k_BxTxHxK)
-        scores_BxHxTxS = values(Site(self.quant, name="scores")(scores_BxHxTxS, mask))
-        if self.quant is not None:
-            scores_BxHxTxS = apart(scores_BxHxTxS)
-        exact_BxHxTxS = self.softmax(scores_BxHxTxS, mask)
-        if self.quant is not None:
-            exact_BxHxTxS = apart(exact_BxHxTxS)
-        record(self, "zero_share", lambda: zero_share(exact_BxHxTxS, mask))
-        probs_BxHxTxS = Site(self.quant, name="probs")(exact_BxHxTxS)
-        if train and self.dropout_rate:
-            dropout = nn.Dropout(self.dropout_rate, deterministic=False)
-            probs_BxHxTxS = dropout(values(probs_BxHxTxS))
-        context_BxTxHxK = attention_context(probs_BxHxTxS, v_BxTxHxK)
+        sites = (Site(self.quant, name="scores"), Site(self.quant, name="probs"))
+        path = "unfused"
+        if cache_at is None and all(site.passes() for site in sites):
+            path = choose(self.kernel, self.softmax, mask, q_BxTxHxK, k_BxTxHxK)
+        attend = self._unfused if path == "unfused" else functools.partial(self._fused, path)
+        rate = self.dropout_rate if train else 0.0
+        context_BxTxHxK = attend(sites, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask, rate)
+        mask = dense(mask, x_BxTxD.shape[1], k_BxTxHxK.shape[1])
         context_BxTxD = self._gated(context_BxTxHxK, x_BxTxD, mask)
         if not self.output_projection:
             return context_BxTxD
         return self._dense(width, ("heads", "embed"), "output")(context_BxTxD)
+
+    def _unfused(self, sites, q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, mask, rate: float) -> jax.Array:
+        """The context [B, T, H, K] by way of all scores and probabilities, through their sites."""
+        scores_site, probs_site = sites
+        mask = dense(mask, q_BxTxHxK.shape[1], k_BxSxHxK.shape[1])
+        scores_BxHxTxS = attention_scores(q_BxTxHxK, k_BxSxHxK)
+        scores_BxHxTxS = values(scores_site(scores_BxHxTxS, mask))
+        if self.quant is not None:
+            scores_BxHxTxS = apart(scores_BxHxTxS)
+        sink_H = self._sink()
+        # A softmax that is any function knows of no sinks.
+        exact_BxHxTxS = self.softmax(scores_BxHxTxS, mask, *(() if sink_H is None else (sink_H,)))
+        if self.quant is not None:
+            exact_BxHxTxS = apart(exact_BxHxTxS)
+        record(self, "zero_share", lambda: zero_share(exact_BxHxTxS, mask))
+        probs_BxHxTxS = probs_site(exact_BxHxTxS)
+        if rate:
+            probs_BxHxTxS = nn.Dropout(rate, deterministic=False)(values(probs_BxHxTxS))
+        return attention_context(probs_BxHxTxS, v_BxSxHxK)
+
+    def _fused(self, path, sites, q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, mask, rate: float) -> jax.Array:
+        """The same context by one program, its scores in no memory."""
+        del sites
+        return fused(
+            path,
+            self.softmax,
+            q_BxTxHxK,
+            k_BxSxHxK,
+            v_BxSxHxK,
+            mask,
+            sink_H=self._sink(),
+            dropout_rate=rate,
+            dropout_key=self.make_rng("dropout") if rate else None,
+        )
+
+    def _sink(self) -> jax.Array | None:
+        """The logits of learned sinks [H], None for a softmax without them."""
+        if getattr(self.softmax, "sink", "none") != "learned":
+            return None
+        zeros = nn.initializers.zeros
+        return partitioned_param(self, "sink", zeros, (self.num_heads,), ("heads",))
 
     def _gated(self, context_BxTxHxK: jax.Array, x_BxTxD: Tensor, mask: jax.Array | None) -> Tensor:
         """The context times the gate, heads merged, on the grids of the scheme: [B, T, D]."""

@@ -9,7 +9,9 @@ from flax.linen.dtypes import promote_dtype
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.nn.attention import attention_context, attention_scores
-from quantizable_flax.nn.softmax import make_softmax
+from quantizable_flax.nn.functional import as_mask, for_each_head
+from quantizable_flax.nn.fused import choose, fused
+from quantizable_flax.nn.softmax_config import make_softmax
 from quantizable_flax.quantization.tensor import beside
 
 
@@ -65,7 +67,26 @@ def attention_fn(
             attn_weights_value_einsum=attn_weights_value_einsum,
         )
         query, key, value = promote_dtype(query, key, value, dtype=dtype)
-        key, value = (_for_each_head(x, query.shape[-2]) for x in (key, value))
+        key, value = (for_each_head(x, query.shape[-2]) for x in (key, value))
+        rate = 0.0 if deterministic else dropout_rate
+        if rate and dropout_rng is None:
+            raise UserError("attention dropout needs a dropout_rng, found None.")
+        # Weights that are sown, and dropout's mask that is shared, are there as whole matrices.
+        whole = (bias, module, precision) != (None,) * 3 or (rate and broadcast_dropout)
+        if not whole and query.ndim == 4:
+            seen = as_mask(mask, query.shape[0], is_causal)
+            path = choose("auto", probabilities, seen, query, key)
+            if path != "unfused":
+                return fused(
+                    path,
+                    probabilities,
+                    query,
+                    key,
+                    value,
+                    seen,
+                    dropout_rate=rate,
+                    dropout_key=dropout_rng,
+                )
         scores = attention_scores(query, key, precision)
         if bias is not None:
             scores = scores + beside(bias.astype(scores.dtype), scores)
@@ -75,22 +96,11 @@ def attention_fn(
         probs = probabilities(scores, mask)
         if module is not None:
             module.sow("intermediates", "attention_weights", probs)
-        if dropout_rate > 0.0 and not deterministic:
-            probs = _dropout(probs, dropout_rate, dropout_rng, broadcast_dropout)
+        if rate and dropout_rng is not None:
+            probs = _dropout(probs, rate, dropout_rng, broadcast_dropout)
         return attention_context(probs, value, precision)
 
     return attend
-
-
-def _for_each_head(x_BxSxGxK: jax.Array, heads: int) -> jax.Array:
-    """[B, S, G, K] -> [B, S, H, K]: neighbouring heads share one where there are fewer."""
-    groups = x_BxSxGxK.shape[-2]
-    if heads % groups:
-        raise UserError(
-            f"the number of key and value heads must divide that of query heads, found {groups} "
-            f"and {heads}."
-        )
-    return x_BxSxGxK if groups == heads else jnp.repeat(x_BxSxGxK, heads // groups, axis=-2)
 
 
 def _refuse(**products: Callable | None) -> None:
@@ -102,9 +112,7 @@ def _refuse(**products: Callable | None) -> None:
         )
 
 
-def _dropout(probs: jax.Array, rate: float, rng: jax.Array | None, broadcast: bool) -> jax.Array:
-    if rng is None:
-        raise UserError("attention dropout needs a dropout_rng, found None.")
+def _dropout(probs: jax.Array, rate: float, rng: jax.Array, broadcast: bool) -> jax.Array:
     keep = 1.0 - rate
     # Broadcast means one mask for all of the batch and heads, as Flax does it.
     shape = (1,) * (probs.ndim - 2) + probs.shape[-2:] if broadcast else probs.shape

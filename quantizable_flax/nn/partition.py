@@ -5,13 +5,14 @@ Parameters carry logical names (`nn.layers.partitioned_param`), activations get 
 """
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from quantizable_flax.quantization.tensor import Quantized, Tensor
 
@@ -45,6 +46,40 @@ def splits_length() -> bool:
     return mesh is not None and mesh.shape["sequence"] > 1
 
 
+def platform() -> str:
+    """Where the program of the trace will run: "cpu", "gpu" or "tpu"."""
+    mesh = _mesh.get()
+    if mesh is not None:
+        kind = mesh.devices.flat[0].platform
+        return "gpu" if kind in ("cuda", "rocm") else kind
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    return jax.default_backend() if device is None else getattr(device, "platform", str(device))
+
+
+def split_axes(sizes: dict[str, int]) -> dict[str, tuple[str, ...]]:
+    """Logical name -> the mesh axes that its size is split over; {} outside a mesh of several.
+
+    Args:
+      sizes: logical name -> size; a name whose mesh axes do not divide it stays whole.
+    """
+    mesh = _mesh.get()
+    if mesh is None or mesh.size == 1:
+        return {}
+    return {
+        name: _axes(name) if size % _parts(name, mesh) == 0 else () for name, size in sizes.items()
+    }
+
+
+def on_parts(
+    function: Callable[..., jax.Array], in_specs: Any, out_specs: PartitionSpec
+) -> Callable[..., jax.Array]:
+    """`function` on each device's part of its arguments, for programs that XLA cannot partition."""
+    # Gradients of what all devices hold alike are summed over them either way.
+    return jax.shard_map(
+        function, mesh=_mesh.get(), in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
 def constrain(x: T, *names: str | None) -> T:
     """x with its axes laid out as the table says; x itself outside `on_mesh`.
 
@@ -71,8 +106,9 @@ def _constrain(x: jax.Array, names: tuple[str | None, ...], mesh: Mesh) -> jax.A
 
 
 def _parts(name: str | None, mesh: Mesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in _axes(name))
+
+
+def _axes(name: str | None) -> tuple[str, ...]:
     axes = dict(RULES).get(name or "", ())
-    parts = 1
-    for axis in (axes,) if isinstance(axes, str) else axes:
-        parts *= mesh.shape[axis]
-    return parts
+    return (axes,) if isinstance(axes, str) else tuple(axes)

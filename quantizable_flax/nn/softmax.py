@@ -1,7 +1,8 @@
-"""Softmax and clipped softmax as pure functions of attention scores (arXiv 2306.12929, eq. 4)."""
+"""Softmax and clipped softmax as pure functions of attention scores (arXiv 2306.12929, eq. 4).
 
-import dataclasses
-from collections.abc import Callable
+A sink takes a share of every row, so that a head can do nothing without a key for it: with a logit
+of 0 "softmax1" (Evan Miller, "Attention is off by one", 2023), or learned by head (gpt-oss).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,7 @@ import jax.numpy as jnp
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.quantization.tensor import beside
 
-KINDS = ("vanilla", "clipped")
 BLIND_QUERIES = ("zero", "uniform")
-
-SoftmaxFn = Callable[[jax.Array, jax.Array | None], jax.Array]
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
@@ -23,6 +21,7 @@ def softmax(
     *,
     blind_queries: str = "zero",
     causal: bool = False,
+    sink: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax over the last axis, in float32.
 
@@ -32,6 +31,8 @@ def softmax(
       blind_queries: what a query gets that sees no key: "zero", or "uniform" over all keys, masked
         ones included, as in the original implementation.
       causal: with "uniform", whether `mask` is a decoder's; see `_lowered`.
+      sink: a logit more for each row, which takes its share and has no key; broadcasts to
+        `scores[..., :1]`, as [H, 1, 1]. Zeros add one to the denominator.
 
     Returns:
       float32 probabilities; a masked key has exactly 0, but for blind queries that are uniform.
@@ -39,13 +40,24 @@ def softmax(
     check_choice("attention blind_queries", blind_queries, BLIND_QUERIES)
     scores = scores.astype(jnp.float32)
     if mask is None:
-        return jax.nn.softmax(scores, axis=-1)
+        return _shares(scores, sink)
     mask = beside(mask.astype(bool), scores)
     if blind_queries == "uniform":
-        return jax.nn.softmax(_lowered(scores, mask, causal), axis=-1)
-    probs = jax.nn.softmax(jnp.where(mask, scores, _LOWEST), axis=-1)
+        return _shares(_lowered(scores, mask, causal), sink)
+    probs = _shares(jnp.where(mask, scores, _LOWEST), sink)
     # Only rows that see nothing still hold weight on masked keys: softmax made them uniform.
     return jnp.where(jnp.any(mask, axis=-1, keepdims=True), probs, 0.0)
+
+
+def _shares(scores: jax.Array, sink: jax.Array | None) -> jax.Array:
+    """exp(scores) over their sum and that of the sink."""
+    if sink is None:
+        return jax.nn.softmax(scores, axis=-1)
+    sink = beside(sink.astype(jnp.float32), scores)
+    highest = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sink)
+    highest = jax.lax.stop_gradient(highest)
+    exps = jnp.exp(scores - highest)
+    return exps / (jnp.sum(exps, axis=-1, keepdims=True) + jnp.exp(sink - highest))
 
 
 def _lowered(scores: jax.Array, mask: jax.Array, causal: bool) -> jax.Array:
@@ -74,6 +86,7 @@ def clipped_softmax(
     zeta: float = 1.0,
     blind_queries: str = "zero",
     causal: bool = False,
+    sink: jax.Array | None = None,
 ) -> jax.Array:
     """`clip((zeta - gamma) * softmax(scores) + gamma, 0, 1)`, paper eq. 4.
 
@@ -87,6 +100,7 @@ def clipped_softmax(
       zeta: upper stretch, >= 1.
       blind_queries, causal: as in `softmax`; a uniform row of S keys is stretched and clipped as
         every other: `max((zeta - gamma) / S + gamma, 0)`.
+      sink: as in `softmax`.
 
     Returns:
       float32 [..., queries, keys], in [0, 1]; rows need not sum to 1.
@@ -95,7 +109,7 @@ def clipped_softmax(
       UserError: gamma > 0 or zeta < 1.
     """
     check_stretch(gamma, zeta)
-    probs = softmax(scores, mask, blind_queries=blind_queries, causal=causal)
+    probs = softmax(scores, mask, blind_queries=blind_queries, causal=causal, sink=sink)
     if gamma == 0.0 and zeta == 1.0:
         return probs
     stretched = probs * (zeta - gamma) + gamma
@@ -110,110 +124,3 @@ def check_stretch(gamma: float, zeta: float) -> None:
         raise UserError(
             f"clipped softmax needs gamma <= 0 and zeta >= 1, found gamma={gamma}, zeta={zeta}."
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class SoftmaxConfig:
-    """Which softmax, as plain data: equal configs compare equal, and a call maps scores to probs.
-
-    Attributes:
-      kind: "vanilla" or "clipped".
-      gamma, zeta: stretch of the clipped one, as in `clipped_softmax`.
-      blind_queries, causal: as in `softmax`.
-    """
-
-    kind: str = "vanilla"
-    gamma: float = 0.0
-    zeta: float = 1.0
-    blind_queries: str = "zero"
-    causal: bool = False
-
-    def __post_init__(self):
-        """Raises UserError for a field outside its domain."""
-        check_choice("attention softmax", self.kind, KINDS)
-        check_choice("attention blind_queries", self.blind_queries, BLIND_QUERIES)
-        check_stretch(self.gamma, self.zeta)
-        if self.kind == "vanilla" and (self.gamma, self.zeta) != (0.0, 1.0):
-            raise UserError(
-                f"a stretch belongs to softmax='clipped', found gamma={self.gamma}, "
-                f"zeta={self.zeta} and softmax='vanilla': set the softmax to 'clipped' or leave "
-                "them unset."
-            )
-
-    def __call__(self, scores: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """[..., queries, keys] -> float32 probabilities, as `softmax` or `clipped_softmax`."""
-        # Without a stretch, clipped softmax is the vanilla one.
-        return clipped_softmax(
-            scores,
-            mask,
-            gamma=self.gamma,
-            zeta=self.zeta,
-            blind_queries=self.blind_queries,
-            causal=self.causal,
-        )
-
-
-VANILLA = SoftmaxConfig()
-
-
-def make_softmax(
-    kind: str = "vanilla",
-    *,
-    gamma: float | None = None,
-    zeta: float | None = None,
-    alpha: float | None = None,
-    seq_len: int | None = None,
-    blind_queries: str = "zero",
-    causal: bool = False,
-) -> SoftmaxConfig:
-    """Returns the softmax that a configuration asks for, with gamma from alpha and T.
-
-    Args:
-      kind: "vanilla" or "clipped".
-      gamma: lower stretch, <= 0; 0 when neither it nor `alpha` is given.
-      zeta: upper stretch, >= 1; 1 by default.
-      alpha: gives `gamma = -alpha / seq_len` (paper section 4.1), exclusive with `gamma`.
-      seq_len: the training sequence length T, in tokens; needed with `alpha` alone.
-      blind_queries: what a query gets that sees no key: "zero", or "uniform" over all keys.
-      causal: as in `softmax`; of a decoder.
-
-    Raises:
-      UserError: unknown kind or blind_queries, both of gamma and alpha, alpha without seq_len, or
-        a stretch out of its bounds.
-    """
-    check_choice("attention softmax", kind, KINDS)
-    # Elsewhere it means nothing, and two configs that do the same are to be equal.
-    causal = causal and blind_queries == "uniform"
-    if kind == "clipped":
-        gamma, zeta = _stretch(gamma, zeta, alpha, seq_len)
-        return SoftmaxConfig(kind, gamma, zeta, blind_queries, causal)
-    if any(value is not None for value in (gamma, zeta, alpha)):
-        raise UserError(
-            "gamma, zeta and alpha belong to softmax='clipped', found softmax='vanilla': "
-            "set the softmax to 'clipped' or leave them unset."
-        )
-    return SoftmaxConfig(blind_queries=blind_queries, causal=causal)
-
-
-def _stretch(
-    gamma: float | None, zeta: float | None, alpha: float | None, seq_len: int | None
-) -> tuple[float, float]:
-    """Returns the (gamma, zeta) that `make_softmax` is asked for."""
-    if gamma is None and alpha is None and zeta is None:
-        raise UserError(
-            "clipped softmax needs gamma, alpha or zeta, found none of them: the paper uses gamma "
-            "-0.025 for BERT at 128 tokens."
-        )
-    if gamma is not None and alpha is not None:
-        raise UserError(
-            f"clipped softmax takes gamma or alpha, found gamma={gamma} and alpha={alpha}: "
-            "leave one of them unset."
-        )
-    if alpha is not None:
-        if not seq_len or alpha < 0:
-            raise UserError(
-                "clipped softmax with alpha needs alpha >= 0 and the training sequence length, "
-                f"found alpha={alpha}, sequence length {seq_len}."
-            )
-        gamma = -alpha / seq_len
-    return gamma or 0.0, 1.0 if zeta is None else zeta

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.nn.softmax import SoftmaxConfig
+from quantizable_flax.nn.softmax_config import SoftmaxConfig
 from quantizable_flax.pretrained.config_json import DEFAULT_CLASSES, OURS
 from quantizable_flax.pretrained.forms import FORMS, Form
 
@@ -91,6 +91,11 @@ def _check_needs(form: Form, model: Any) -> None:
         raise UserError(
             f"a model is written with a SoftmaxConfig, found the softmax {model.softmax!r}, of "
             "which no file can tell: write its weights with to_state_dict."
+        )
+    if model.softmax.sink != "none":
+        raise UserError(
+            "transformers' models have no place for attention sinks, found "
+            f"model.attention.sink={model.softmax.sink}: use the checkpoint of the run."
         )
 
 

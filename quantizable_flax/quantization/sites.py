@@ -64,6 +64,16 @@ class Site(nn.Module):
                 record(self, f"token_{name}", functools.partial(_of_values, of_tokens, out))
         return out
 
+    @nn.nowrap
+    def passes(self) -> bool:
+        """Whether a call would be the identity, and record nothing."""
+        if self.quant is not None or self.is_initializing():
+            return False
+        # Flax's `capture_intermediates` asks for what a call returns.
+        if any(self.is_mutable_collection(name) for name in (STATS, "intermediates")):
+            return False
+        return not (self.has_variable(PENALTY, "limit") or self.has_variable(SHOWN, "asked"))
+
     def _quantized(self, x: jax.Array, visible: jax.Array | None) -> Tensor:
         spec = self.quant
         bits = None if spec is None else spec.bits(site_path(self))

@@ -13,7 +13,7 @@ from quantizable_flax.ptq.settings import check_patterns
 from quantizable_flax.quantization.learned import is_grid
 
 SCHEDULES = ("linear", "cosine")
-NEVER_DECAYED = ("cls_token", "distillation_token", "register_tokens", "position_table")
+NEVER_DECAYED = ("cls_token", "distillation_token", "register_tokens", "position_table", "sink")
 
 
 def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
@@ -51,7 +51,7 @@ def decay_mask(params: Any, decay_layer_norm: bool = False) -> Any:
     """True for the leaves that weight decay applies to.
 
     Not for biases and LayerNorm scales, nor for ViT's class token and positions, as in timm, and
-    its registers; never for learned grids.
+    its registers, nor sinks of attention; never for learned grids.
 
     Args:
       params: a parameter tree.

@@ -68,7 +68,8 @@ def test_dropout_comes_after_the_clip(broadcast):
     assert np.all(noisy[clean == 0.0] == 0.0)
     survivors = noisy != 0.0
     assert 0.4 < survivors.sum() / (clean != 0.0).sum() < 0.6
-    np.testing.assert_allclose(noisy[survivors], 2.0 * clean[survivors], rtol=1e-6)
+    # The two may be programs of another order: a stretched probability near 0 keeps few digits.
+    np.testing.assert_allclose(noisy[survivors], 2.0 * clean[survivors], rtol=1e-5, atol=1e-7)
     alive = clean != 0.0
     both = alive[0] & alive[1]
     assert np.array_equal(survivors[0][both], survivors[1][both]) == broadcast
@@ -128,10 +129,11 @@ def test_causal_flag_is_a_mask():
     q, k, v = jax.random.normal(jax.random.key(4), (3, 2, 6, HEADS, 8))
     attend = attention_fn(gamma=-0.05)
     expected = attend(q, k, v, mask=MASK)
-    np.testing.assert_array_equal(attend(q, k, v, is_causal=True), expected)
+    # One is a fused program, the other goes by the whole mask.
+    np.testing.assert_allclose(attend(q, k, v, is_causal=True), expected, atol=1e-6)
     keys = (jnp.arange(6) < 4)[None, None, None]
     both = attend(q, k, v, mask=keys.astype(jnp.float32), is_causal=True)
-    np.testing.assert_array_equal(both, attend(q, k, v, mask=MASK & keys))
+    np.testing.assert_allclose(both, attend(q, k, v, mask=MASK & keys), atol=1e-6)
 
 
 def test_queries_that_see_nothing_get_what_is_asked_for():

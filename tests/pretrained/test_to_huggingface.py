@@ -21,7 +21,14 @@ from tests.pretrained.published import ARCHITECTURES
 from tests.pretrained.written import CLIPPED, DROPPED, MLP, OTHER_CLASS, made
 
 # What is of training or of speed alone, and stands in no folder.
-NOT_KEPT = {"dtype", "remat", "loss_chunk", "max_predictions", "label_smoothing"}
+NOT_KEPT = {
+    "dtype",
+    "remat",
+    "loss_chunk",
+    "attention_kernel",
+    "max_predictions",
+    "label_smoothing",
+}
 
 
 def assert_equal(actual, expected):

@@ -1,0 +1,146 @@
+"""Which program computes an attention, and the way into it from a mesh of devices.
+
+The rule: what is measured or quantized, and what no kernel can do (see `obstacle`), is unfused.
+Else `auto` takes the kernel of the platform where it supports the operands, and blocks of queries
+in plain XLA elsewhere.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.kernels.attention import PATHS, fused_attention
+from quantizable_flax.kernels.scheme import NO_EXTRAS, Extras, Scheme
+from quantizable_flax.nn.mask import Mask
+from quantizable_flax.nn.partition import on_parts, platform, split_axes
+from quantizable_flax.nn.softmax_config import SoftmaxConfig, SoftmaxFn
+
+KERNELS = ("auto", "unfused", "blockwise", "gpu", "tpu")
+
+
+def check_kernel(kernel: str) -> None:
+    """Raises UserError for a name of no kernel."""
+    check_choice("train.attention_kernel", kernel, KERNELS)
+
+
+def obstacle(softmax: SoftmaxFn, mask: jax.Array | Mask | None) -> str | None:
+    """Why no fused program can compute this softmax under this mask, None if one can."""
+    if not isinstance(softmax, SoftmaxConfig):
+        return "a softmax that is a function and no SoftmaxConfig"
+    if softmax.blind_queries == "uniform" and mask is not None:
+        return "blind_queries=uniform"
+    if mask is not None and not isinstance(mask, Mask):
+        return "a mask that is an array and no qf.Mask"
+    return None
+
+
+def choose(kernel: str, softmax: SoftmaxFn, mask: Any, q: Any, k: Any) -> str:
+    """The path that computes it, a key of `PATHS` or "unfused".
+
+    Args:
+      kernel: one of `KERNELS`.
+      softmax, mask: as attention has them.
+      q, k: its operands; shapes and dtypes count.
+
+    Raises:
+      UserError: a kernel that is asked for by name and cannot compute this here.
+    """
+    check_kernel(kernel)
+    if kernel == "unfused":
+        return kernel
+    reason = obstacle(softmax, mask)
+    if reason is not None or kernel == "blockwise":
+        if reason is not None and kernel != "auto":
+            raise UserError(f"attention_kernel={kernel} cannot compute {reason}: choose auto.")
+        return "unfused" if reason else kernel
+    here = platform()
+    own = here if here in PATHS else "blockwise"
+    if kernel == "auto":
+        return own if own == "blockwise" or not PATHS[own].supports(q, k) else "blockwise"
+    if kernel != own:
+        raise UserError(
+            f"attention_kernel={kernel} needs a {kernel.upper()}, found {here}: choose auto."
+        )
+    if unsupported := PATHS[own].supports(q, k):
+        raise UserError(f"attention_kernel={kernel} {unsupported}: choose auto.")
+    return own
+
+
+def fused(
+    path: str,
+    softmax: Any,
+    q_BxTxHxK: jax.Array,
+    k_BxSxHxK: jax.Array,
+    v_BxSxHxK: jax.Array,
+    mask: Any = None,
+    *,
+    sink_H: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    scale: float | None = None,
+) -> jax.Array:
+    """The context [B, T, H, K] in v's dtype, by the path; on a mesh each device its part.
+
+    Args:
+      path: of `choose`, not "unfused".
+      softmax: a SoftmaxConfig.
+      q_BxTxHxK, k_BxSxHxK, v_BxSxHxK: the operands.
+      mask: a `Mask` or None.
+      sink_H: logits of learned sinks.
+      dropout_rate: of the probabilities.
+      dropout_key: a PRNG key, needed with dropout.
+      scale: of the scores, 1 / sqrt(K) if None.
+    """
+    batch, queries, heads, width = q_BxTxHxK.shape
+    scheme = Scheme(
+        scale=width**-0.5 if scale is None else scale,
+        gamma=softmax.gamma,
+        zeta=softmax.zeta,
+        causal=mask is not None and mask.causal,
+        dropout_rate=dropout_rate,
+    )
+    extras = NO_EXTRAS if mask is None else mask.extras(batch, queries, k_BxSxHxK.shape[1])
+    extras = extras._replace(
+        sink=softmax.sink_logits(sink_H, heads),
+        seed=_seed(dropout_key) if dropout_rate else None,
+    )
+    return _on_mesh(path, scheme, q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, extras)
+
+
+def _seed(key: jax.Array | None) -> jax.Array:
+    if key is None:
+        raise UserError("attention dropout needs a key, found None.")
+    return jax.random.bits(key, (2,), jnp.uint32)
+
+
+def _on_mesh(path: str, scheme: Scheme, q, k, v, extras: Extras) -> jax.Array:
+    names = ("batch", "length", "heads")
+    axes = split_axes(dict(zip(names, q.shape[:3], strict=True)))
+    if not axes:
+        return fused_attention(path, scheme, q, k, v, extras)
+    rows, length, heads = (axes[name] or None for name in names)
+    wanted: dict[str, Any] = {
+        "query_ids": PartitionSpec(rows, length),
+        "key_ids": PartitionSpec(rows),
+        "sink": PartitionSpec(heads),
+        "seed": PartitionSpec(),
+    }
+    given = {name: spec for name, spec in wanted.items() if getattr(extras, name) is not None}
+    # Places matter to dropout, and to causal queries that are split.
+    placed = bool(scheme.dropout_rate) or (scheme.causal and length is not None)
+
+    def part(q, k, v, extras: Extras) -> jax.Array:
+        if placed:
+            row, query, head = (
+                size * jax.lax.axis_index(axes[name]) if axes[name] else 0
+                for name, size in zip(names, q.shape[:3], strict=True)
+            )
+            extras = extras._replace(first=jnp.stack([jnp.int32(x) for x in (row, head, query)]))
+        return fused_attention(path, scheme, q, k, v, extras)
+
+    split, whole = PartitionSpec(rows, length, heads), PartitionSpec(rows, None, heads)
+    in_specs = (split, whole, whole, Extras(**given))
+    return on_parts(part, in_specs, split)(q, k, v, extras)
