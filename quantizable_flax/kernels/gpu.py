@@ -62,7 +62,10 @@ def backward(
     weighted_BxTxH = jnp.sum(weighed.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
     weighted = gpu_parts.padded(jnp.swapaxes(weighted_BxTxH, 1, 2), plan.padded_queries, 0)
     arrays = (_in_eights(q), _in_eights(k), _in_eights(v), d_out)
-    d_q, d_k, d_v = gpu_backward.gradients(plan, arrays, rows, logsumexp, weighted)
+    # Constant factors are left to the end, there as in D.
+    d_q, d_k, d_v = gpu_backward.gradients(
+        plan, arrays, rows, logsumexp, weighted * (1.0 / plan.stretch)
+    )
     d_sink = blockwise.sink_gradient(extras.sink, logsumexp * math.log(2), weighted)
     return d_q[:, : q.shape[1]], d_k[:, : k.shape[1]], d_v[:, : v.shape[1]], d_sink
 

@@ -2,7 +2,7 @@
 dK and dV, in which scores and all that follows from them are transposed.
 
 Both compute probabilities anew from the log-sum-exp L. Their sums leave out the constant factors
-of the scores' scale and of dropout, which the results take once.
+of the scores' scale, of the stretch and of dropout, which the results take once.
 """
 
 import functools
@@ -39,7 +39,7 @@ def gradients(
       plan, rows: of the forward kernel.
       arrays: q, k, v and dO.
       logsumexp: L in units of log 2, [B, H, T'].
-      weighted: D, float32 [B, H, T'].
+      weighted: D divided by `plan.stretch`, float32 [B, H, T'].
     """
     q, k, v, _ = arrays
     own = (parts.tiled(parts.WARPGROUPS, ROWS, plan.width),) * 2
@@ -107,7 +107,7 @@ def _queries_kernel(plan, size, here, q, k, v, d_out, rows, logsumexp, weighted,
             probs = steps.exponentials(plan.scheme, scores, vectors[0], place)
             drop = steps.dropout(plan, words, place, probs.shape)
             where_inside = steps.clip(plan.scheme, probs)[1]
-            d_probs = drop(where_inside(d_weights * plan.stretch))
+            d_probs = drop(where_inside(d_weights))
             d_scores = probs * (d_probs - place.by_query(vectors[1], probs.shape))
             plgpu.wgmma(total, d_scores.astype(q.dtype), block_k)
             plgpu.wgmma_wait(0)
@@ -121,7 +121,7 @@ def _queries_kernel(plan, size, here, q, k, v, d_out, rows, logsumexp, weighted,
             return total[...]
 
         total = pl.run_scoped(sweep, parts.accumulator(ROWS, plan.width))
-        parts.store([(total * plan.scheme.scale, own[0], here.rows(d_q))])
+        parts.store([(total * (plan.scheme.scale * plan.stretch), own[0], here.rows(d_q))])
 
     parts.by_role(here, copy, compute)
 
@@ -164,7 +164,7 @@ def _keys_kernel(plan, here, q, k, v, d_out, rows, logsumexp, weighted, d_k, d_v
                 return plgpu.wgmma_accumulator_load(d_weights, wait_n=1)
 
             d_weights = pl.run_scoped(multiply, parts.accumulator(*probs.shape))
-            d_probs = drop(where_inside(d_weights * plan.stretch))
+            d_probs = drop(where_inside(d_weights))
             d_scores = probs * (d_probs - place.by_query(weighted, probs.shape))
             plgpu.wgmma(total_k, d_scores.astype(k.dtype), block_q)
             plgpu.wgmma_wait(0)
@@ -175,7 +175,8 @@ def _keys_kernel(plan, here, q, k, v, d_out, rows, logsumexp, weighted, d_k, d_v
             def _step(step):
                 add(total_k, total_v, step)
 
-            return total_k[...] * plan.scheme.scale, total_v[...] * (1.0 / plan.keep)
+            factor = plan.scheme.scale * plan.stretch
+            return total_k[...] * factor, total_v[...] * (1.0 / plan.keep)
 
         sums = pl.run_scoped(sweep, *[parts.accumulator(ROWS, plan.width)] * 2)
         places = (here.rows(d_k), here.rows(d_v))
