@@ -27,6 +27,7 @@ from quantizable_flax.kernels.random_bits import kept, row_words
 from quantizable_flax.kernels.scheme import Extras, Scheme, padding_ids, visible
 
 TOLERANCE = 0.02
+SINK_TOLERANCE = 0.1  # of a sum over all queries whose terms are of either sign
 FAILED = 3  # the status of a process after a failure
 SCALE = 0.125
 CLIPPED = Scheme(SCALE, gamma=-0.03, zeta=1.003)
@@ -155,13 +156,13 @@ def errors(path: str, case: Case) -> str:
     start = time.perf_counter()
     found = jax.block_until_ready(run(*inputs, extras.sink, jnp.asarray(d_out, jnp.bfloat16)))
     seconds = time.perf_counter() - start
-    worst, parts = 0.0, []
+    right, parts = True, []
     for name, one, other in zip(("out", "dq", "dk", "dv", "dsink"), found, expected, strict=True):
         if other is not None:
             error = np.abs(np.asarray(one, np.float64) - other).max() / np.abs(other).max()
-            worst = max(worst, error) if np.isfinite(error) else np.inf
+            right &= bool(error < (SINK_TOLERANCE if name == "dsink" else TOLERANCE))
             parts.append(f"{name} {error:.4f}")
-    verdict = "ok" if worst < TOLERANCE else "WRONG"
+    verdict = "ok" if right else "WRONG"
     return f"{verdict}  {'  '.join(parts)}  ({seconds:.1f} s with compilation)"
 
 

@@ -54,13 +54,13 @@ def backward(
     d_out: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Returns the gradients of q, k, v, in their dtypes, and of the sink, float32 or None."""
-    from quantizable_flax.kernels import gpu_backward, gpu_parts
+    from quantizable_flax.kernels import gpu_backward
 
     plan, rows = _prepared(scheme, q, k, extras)
     logsumexp, weighed = saved
     d_out = _in_eights(d_out.astype(v.dtype))
     weighted_BxTxH = jnp.sum(weighed.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
-    weighted = gpu_parts.padded(jnp.swapaxes(weighted_BxTxH, 1, 2), plan.padded_queries, 0)
+    weighted = _padded(jnp.swapaxes(weighted_BxTxH, 1, 2), plan.padded_queries, 0)
     arrays = (_in_eights(q), _in_eights(k), _in_eights(v), d_out)
     # Constant factors are left to the end, there as in D.
     d_q, d_k, d_v = gpu_backward.gradients(
@@ -85,9 +85,9 @@ def _prepared(scheme: Scheme, q: jax.Array, k: jax.Array, extras: Extras) -> tup
     query_ids = key_ids = words = None
     if extras.query_ids is not None and extras.key_ids is not None:
         # A query of the id HIDDEN sees nothing either: it gets one that no key has.
-        query_ids = parts.padded(extras.query_ids, plan.padded_queries)
+        query_ids = _padded(extras.query_ids, plan.padded_queries, HIDDEN)
         query_ids = jnp.where(query_ids == HIDDEN, jnp.iinfo(jnp.int32).min, query_ids)
-        key_ids = parts.padded(extras.key_ids, -(-keys // parts.TILE) * parts.TILE)
+        key_ids = _padded(extras.key_ids, -(-keys // parts.TILE) * parts.TILE, HIDDEN)
     if scheme.dropout_rate:
         assert extras.seed is not None  # `fused_attention` asks for it
         words = row_words(
@@ -98,3 +98,9 @@ def _prepared(scheme: Scheme, q: jax.Array, k: jax.Array, extras: Extras) -> tup
         )
     offset = first[2:] if scheme.causal and extras.first is not None else None
     return plan, parts.Rows(query_ids, key_ids, words, extras.sink, offset)
+
+
+def _padded(x: jax.Array, size: int, value: int) -> jax.Array:
+    """Appends `value` to the last axis up to `size`."""
+    widths = [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])]
+    return jnp.pad(x, widths, constant_values=value)

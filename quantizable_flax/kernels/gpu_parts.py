@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from quantizable_flax.kernels.scheme import HIDDEN, Scheme
+from quantizable_flax.kernels.scheme import Scheme
 
 ROWS = 64  # of one warpgroup, what its matrix instruction takes
 WARPGROUPS = 2  # that compute
@@ -245,9 +245,3 @@ def accumulator(rows: int, columns: int) -> Any:
 def full(shape: tuple[int, ...], value: Any, layout: Any) -> jax.Array:
     """A constant in registers, float32."""
     return plgpu.layout_cast(jnp.full(shape, value, jnp.float32), layout)
-
-
-def padded(x: jax.Array, size: int, value: int = HIDDEN) -> jax.Array:
-    """Appends `value` to the last axis up to `size`."""
-    widths = [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])]
-    return jnp.pad(x, widths, constant_values=value)
