@@ -200,6 +200,7 @@ def supervise(paths: list[str], seconds: float) -> None:
             except queue.Empty:
                 line = f"{paths[done % len(paths)]:10} {CASES[done // len(paths)].name:32} HANGS\n"
                 process.kill()
+                process.wait()
             if line is None:
                 if process.wait() not in (0, FAILED):
                     line = f"{CASES[done // len(paths)].name}: status {process.returncode}\n"
