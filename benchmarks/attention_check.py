@@ -141,7 +141,7 @@ def errors(path: str, case: Case) -> str:
     """The line of a case."""
     *inputs, d_out, extras = arrays_of(case)
     inputs = [jnp.asarray(x) for x in inputs]
-    if path == "gpu" and (reason := gpu.supports(case.scheme, *inputs[:2], extras)):
+    if path == "gpu" and (reason := gpu.supports(case.scheme, *inputs[:3])):
         return f"unavailable: {reason}"
     expected, d_out = exact(case, *inputs, d_out, extras)
 

@@ -13,21 +13,17 @@ from quantizable_flax.kernels.scheme import HIDDEN, Extras, Scheme
 WIDTHS = (64, 128)
 
 
-def supports(scheme: Scheme, q: jax.Array, k: jax.Array, extras: Extras) -> str | None:
+def supports(scheme: Scheme, *qkv: jax.Array) -> str | None:
     """Why the kernels cannot compute an attention here, None if they can."""
-    del extras
     device = jax.devices()[0]
     if device.platform != "gpu" or str(getattr(device, "compute_capability", "")) != "9.0":
         return f"no Hopper GPU (found {device.device_kind})"
-    if q.dtype != jnp.bfloat16 or k.dtype != jnp.bfloat16:
-        return f"operands are not bfloat16 (found {q.dtype} and {k.dtype})"
-    if q.shape[-1] not in WIDTHS:
-        return f"heads are not {' or '.join(map(str, WIDTHS))} wide (found {q.shape[-1]})"
-    if scheme.scale <= 0:
-        return f"the scale is not above 0 (found {scheme.scale})"
-    if scheme.gamma > 0:
-        return f"gamma is above 0 (found {scheme.gamma})"
-    return None
+    wrong = [x.dtype.name for x in qkv if x.dtype != jnp.bfloat16]
+    if wrong:
+        return f"operands are not bfloat16 (found {wrong[0]})"
+    if (width := qkv[0].shape[-1]) not in WIDTHS:
+        return f"heads are not {' or '.join(map(str, WIDTHS))} wide (found {width})"
+    return f"the scale is not above 0 (found {scheme.scale})" if scheme.scale <= 0 else None
 
 
 def forward(

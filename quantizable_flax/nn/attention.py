@@ -108,7 +108,7 @@ class MultiHeadAttention(nn.Module):
         sites = (Site(self.quant, name="scores"), Site(self.quant, name="probs"))
         path = "unfused"
         if cache_at is None and all(site.passes() for site in sites):
-            path = choose(self.kernel, self.softmax, mask, q_BxTxHxK, k_BxTxHxK)
+            path = choose(self.kernel, self.softmax, mask, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK)
         attend = self._unfused if path == "unfused" else functools.partial(self._fused, path)
         rate = self.dropout_rate if train else 0.0
         context_BxTxHxK = attend(sites, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask, rate)

@@ -75,7 +75,7 @@ def attention_fn(
         whole = (bias, module, precision) != (None,) * 3 or (rate and broadcast_dropout)
         if not whole and query.ndim == 4:
             seen = as_mask(mask, query.shape[0], is_causal)
-            path = choose("auto", probabilities, seen, query, key)
+            path = choose("auto", probabilities, seen, query, key, value)
             if path != "unfused":
                 return fused(
                     path,

@@ -76,7 +76,9 @@ def dot_product_attention(
         seen = _both(seen, _window(local_window_size, queries, keys), queries, keys)
     if bias is not None and implementation not in ("auto", "unfused"):
         raise UserError(f"implementation={implementation} cannot add a bias: choose auto.")
-    path = "unfused" if bias is not None else choose(implementation, softmax, seen, query, key)
+    path = (
+        "unfused" if bias is not None else choose(implementation, softmax, seen, query, key, value)
+    )
     attend: Callable[..., jax.Array] = functools.partial(fused, path)
     if path == "unfused":
         attend = functools.partial(unfused, bias=bias)

@@ -1,8 +1,9 @@
 """Which program computes an attention, and the way into it from a mesh of devices.
 
 The rule: what is measured or quantized, and what no kernel can do (see `obstacle`), is unfused.
-Else `auto` takes the kernel of the platform where it supports the operands, and blocks of queries
-in plain XLA elsewhere.
+Else `auto` takes blocks of queries in plain XLA, on accelerators from `BLOCKS_FROM` keys on, below
+which whole matrices are what was measured there. The kernels for GPUs and TPUs have not run on
+their hardware yet and are taken by name.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ from quantizable_flax.nn.partition import on_parts, platform, split_axes
 from quantizable_flax.nn.softmax_config import SoftmaxConfig, SoftmaxFn
 
 KERNELS = ("auto", "unfused", "blockwise", "gpu", "tpu")
+BLOCKS_FROM = {"gpu": 1024, "tpu": 1024}  # keys; a CPU is faster by blocks at any length
 
 
 def check_kernel(kernel: str) -> None:
@@ -37,13 +39,13 @@ def obstacle(softmax: SoftmaxFn, mask: jax.Array | Mask | None) -> str | None:
     return None
 
 
-def choose(kernel: str, softmax: SoftmaxFn, mask: Any, q: Any, k: Any) -> str:
+def choose(kernel: str, softmax: SoftmaxFn, mask: Any, *qkv: Any) -> str:
     """The path that computes it, a key of `PATHS` or "unfused".
 
     Args:
       kernel: one of `KERNELS`.
       softmax, mask: as attention has them.
-      q, k: its operands; shapes and dtypes count.
+      qkv: its operands [B, T, H, K] and [B, S, H, K]; shapes and dtypes count.
 
     Raises:
       UserError: a kernel that is asked for by name and cannot compute this here.
@@ -52,21 +54,18 @@ def choose(kernel: str, softmax: SoftmaxFn, mask: Any, q: Any, k: Any) -> str:
     if kernel == "unfused":
         return kernel
     reason = obstacle(softmax, mask)
-    if reason is not None or kernel == "blockwise":
-        if reason is not None and kernel != "auto":
-            raise UserError(f"attention_kernel={kernel} cannot compute {reason}: choose auto.")
-        return "unfused" if reason else kernel
-    here = platform()
-    own = here if here in PATHS else "blockwise"
     if kernel == "auto":
-        return own if own == "blockwise" or not PATHS[own].supports(q, k) else "blockwise"
-    if kernel != own:
-        raise UserError(
-            f"attention_kernel={kernel} needs a {kernel.upper()}, found {here}: choose auto."
-        )
-    if unsupported := PATHS[own].supports(q, k):
-        raise UserError(f"attention_kernel={kernel} {unsupported}: choose auto.")
-    return own
+        few = qkv[1].shape[1] < BLOCKS_FROM.get(platform(), 0)
+        return "unfused" if reason or few else "blockwise"
+    reason = None if reason is None else f"cannot compute {reason}"
+    if kernel != "blockwise" and reason is None:
+        if kernel != platform():
+            reason = f"needs a {kernel.upper()}, found {platform()}"
+        else:
+            reason = PATHS[kernel].supports(_scheme(softmax, mask, qkv[0]), *qkv)
+    if reason is not None:
+        raise UserError(f"attention_kernel={kernel}: {reason}; choose auto.")
+    return kernel
 
 
 def fused(
@@ -94,20 +93,26 @@ def fused(
       dropout_key: a PRNG key, needed with dropout.
       scale: of the scores, 1 / sqrt(K) if None.
     """
-    batch, queries, heads, width = q_BxTxHxK.shape
-    scheme = Scheme(
-        scale=width**-0.5 if scale is None else scale,
-        gamma=softmax.gamma,
-        zeta=softmax.zeta,
-        causal=mask is not None and mask.causal,
-        dropout_rate=dropout_rate,
-    )
+    batch, queries, heads, _ = q_BxTxHxK.shape
+    scheme = _scheme(softmax, mask, q_BxTxHxK, scale, dropout_rate)
     extras = NO_EXTRAS if mask is None else mask.extras(batch, queries, k_BxSxHxK.shape[1])
     extras = extras._replace(
         sink=softmax.sink_logits(sink_H, heads),
         seed=_seed(dropout_key) if dropout_rate else None,
     )
     return _on_mesh(path, scheme, q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, extras)
+
+
+def _scheme(
+    softmax: Any, mask: Any, q: Any, scale: float | None = None, dropout_rate: float = 0.0
+) -> Scheme:
+    return Scheme(
+        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        gamma=softmax.gamma,
+        zeta=softmax.zeta,
+        causal=mask is not None and mask.causal,
+        dropout_rate=dropout_rate,
+    )
 
 
 def _seed(key: jax.Array | None) -> jax.Array:

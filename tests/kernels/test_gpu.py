@@ -9,7 +9,7 @@ import pytest
 
 from quantizable_flax.kernels import gpu
 from quantizable_flax.kernels.attention import fused_attention
-from quantizable_flax.kernels.scheme import NO_EXTRAS, Scheme
+from quantizable_flax.kernels.scheme import Scheme
 from tests.kernels.case import Case, cases, check_path, extras_of, operands
 from tests.kernels.mosaic import interpreted
 
@@ -76,4 +76,4 @@ def test_kernels_are_lowered_for_cuda(case, scheme):
 
 def test_what_is_not_supported_is_said_in_words():
     q = jnp.zeros((1, 8, 1, 64), jnp.bfloat16)
-    assert "Hopper" in gpu.supports(Scheme(), q, q, NO_EXTRAS)
+    assert "Hopper" in gpu.supports(Scheme(), q, q, q)

@@ -44,22 +44,31 @@ Q = jnp.zeros((2, 6, 4, 4))
     ],
 )
 def test_what_can_be_fused_is(softmax, mask, path):
-    assert choose("auto", softmax, mask, Q, Q) == path
-    assert choose("unfused", softmax, mask, Q, Q) == "unfused"
+    assert choose("auto", softmax, mask, Q, Q, Q) == path
+    assert choose("unfused", softmax, mask, Q, Q, Q) == "unfused"
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_accelerators_take_blocks_for_long_sequences(monkeypatch, platform):
+    monkeypatch.setattr("quantizable_flax.nn.fused.platform", lambda: platform)
+    long = jnp.zeros((1, 1024, 1, 4))
+    assert choose("auto", CLIPPED, MASK, Q, Q, Q) == "unfused"
+    assert choose("auto", CLIPPED, MASK, Q, long, long) == "blockwise"
+    assert choose("blockwise", CLIPPED, MASK, Q, Q, Q) == "blockwise"
 
 
 @pytest.mark.parametrize(
     ("kernel", "mask", "sentence"),
     [
-        ("tpu", None, "attention_kernel=tpu needs a TPU, found cpu: choose auto"),
-        ("gpu", None, "attention_kernel=gpu needs a GPU, found cpu"),
+        ("tpu", None, "attention_kernel=tpu: needs a TPU, found cpu; choose auto"),
+        ("gpu", None, "attention_kernel=gpu: needs a GPU, found cpu"),
         ("blockwise", jnp.ones((6, 6)), "cannot compute a mask that is an array"),
         ("flash", None, "attention_kernel must be one of auto, .*'flash'"),
     ],
 )
 def test_what_is_asked_for_by_name_and_is_not_here(kernel, mask, sentence):
     with pytest.raises(UserError, match=sentence):
-        choose(kernel, CLIPPED, mask, Q, Q)
+        choose(kernel, CLIPPED, mask, Q, Q, Q)
 
 
 @pytest.mark.parametrize("mask", [None, Mask(MASK.visible_BxS), MASK], ids=["all", "keys", "both"])
