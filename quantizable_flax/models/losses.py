@@ -1,11 +1,12 @@
 """Losses over labelled items; label -100 means that a token counts for nothing."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from quantizable_flax.quantization.tensor import Quantized, Tensor, beside
 
@@ -19,17 +20,24 @@ class Scores(NamedTuple):
       loss: summed cross-entropy in nats, float32 [B].
       weight: number of labelled items, float32 [B].
       correct: number of those whose label's logit is above all others, float32 [B].
+      total: sum of loss, a float32 scalar; of `chunked_scores` the cheaper one to differentiate.
     """
 
     loss: jax.Array
     weight: jax.Array
     correct: jax.Array
+    total: jax.Array
+
+    @classmethod
+    def of(cls, loss_B: jax.Array, weight_B: jax.Array, correct_B: jax.Array) -> "Scores":
+        """With their total."""
+        return cls(loss_B, weight_B, correct_B, jnp.sum(loss_B))
 
 
 def no_scores(batch_size: int) -> Scores:
     """Of a model without a head, or of examples without labels."""
     zero_B = jnp.zeros((batch_size,), jnp.float32)
-    return Scores(zero_B, zero_B, zero_B)
+    return Scores.of(zero_B, zero_B, zero_B)
 
 
 def token_scores(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> Scores:
@@ -47,7 +55,7 @@ def token_scores(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> Scores:
     own_BxT, right_BxT = _judge(logits_BxTxV, labels_BxT)
     nll_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - own_BxT
     weight_BxT = (labels_BxT != IGNORED).astype(jnp.float32)
-    return Scores(
+    return Scores.of(
         jnp.sum(nll_BxT * weight_BxT, axis=1),
         jnp.sum(weight_BxT, axis=1),
         jnp.sum(jnp.where(right_BxT, weight_BxT, 0.0), axis=1),
@@ -77,7 +85,8 @@ def chunked_scores(
 ) -> Scores:
     """`token_scores(logits_of(x), labels)` whose logits never exist all at once.
 
-    The backward pass computes them again, chunk by chunk.
+    The gradient of the total is made beside it in the forward pass; that of `loss` computes the
+    logits again, chunk by chunk.
 
     Args:
       logits_of: [B, c, D] -> [B, c, V]; what it reads must be arrays, no state of a module.
@@ -98,14 +107,63 @@ def chunked_scores(
         # Every count-th position, so that a chunk of split sequences lies on all devices.
         return jnp.moveaxis(a.reshape(batch, chunk, count, *a.shape[2:]), 2, 0)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # a loop keeps the two apart
+    x_NxBxCxD, labels_NxBxC = split(x_BxTxD), split(labels_BxT)
+    logits_of, read = jax.closure_convert(logits_of, x_NxBxCxD[0])
+    return _by_chunks(logits_of, read, x_NxBxCxD, labels_NxBxC)
+
+
+def _sums(
+    logits_of: Callable, read: Sequence[jax.Array], x_NxBxCxD: jax.Array, labels_NxBxC: jax.Array
+) -> Scores:
+    """Sums of `token_scores(logits_of(x, *read), labels)` over N chunks."""
+
+    # For the gradient of the loss by example; prevent_cse: a loop keeps the two apart.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def add(sums: Scores, part: tuple[jax.Array, jax.Array]):
         x, labels = part
-        return jax.tree.map(jnp.add, sums, token_scores(logits_of(x), labels)), None
+        return jax.tree.map(jnp.add, sums, token_scores(logits_of(x, *read), labels)), None
 
-    zero_B = jnp.zeros(batch, jnp.float32)
-    parts = (split(x_BxTxD), split(labels_BxT))
-    return jax.lax.scan(add, Scores(zero_B, zero_B, zero_B), parts)[0]
+    sums = no_scores(labels_NxBxC.shape[1])
+    return jax.lax.scan(add, sums, (x_NxBxCxD, labels_NxBxC))[0]
+
+
+def _forward(logits_of: Callable, *arguments: Any) -> tuple[Scores, Any]:
+    """Makes the gradients of the total beside the scores, while a chunk's logits exist."""
+    read, x_NxBxCxD, labels_NxBxC = inputs = jax.tree.map(lambda a: a.value, arguments)
+
+    def add(carry: tuple[Scores, Any], part: tuple[jax.Array, jax.Array]):
+        (sums, d_read), (x, labels) = carry, part
+
+        def loss(read: Sequence[jax.Array], x: jax.Array) -> tuple[jax.Array, Scores]:
+            scores = token_scores(logits_of(x, *read), labels)
+            return scores.total, scores
+
+        grads, scores = jax.grad(loss, (0, 1), has_aux=True)(read, x)
+        return jax.tree.map(jnp.add, (sums, d_read), (scores, grads[0])), grads[1]
+
+    zeros = no_scores(labels_NxBxC.shape[1]), jax.tree.map(jnp.zeros_like, read)
+    (scores, d_read), d_x_NxBxCxD = jax.lax.scan(add, zeros, (x_NxBxCxD, labels_NxBxC))
+    return scores, (inputs, (d_read, d_x_NxBxCxD))
+
+
+def _backward(logits_of: Callable, kept: Any, cotangents: Scores) -> tuple[Any, Any, None]:
+    """Scales those gradients; weights by example compute them anew, chunk by chunk."""
+    (*inputs, labels_NxBxC), grads = kept
+    loss_B, total = cotangents.loss, cotangents.total
+    if isinstance(total, SymbolicZero):
+        total = jnp.float32(0.0)
+    if isinstance(loss_B, SymbolicZero):
+        grads = jax.tree.map(lambda g: (g.astype(jnp.float32) * total).astype(g.dtype), grads)
+        return (*grads, None)
+
+    def losses(read: Sequence[jax.Array], x_NxBxCxD: jax.Array) -> jax.Array:
+        return _sums(logits_of, read, x_NxBxCxD, labels_NxBxC).loss
+
+    return (*jax.vjp(losses, *inputs)[1](loss_B + total), None)
+
+
+_by_chunks = jax.custom_vjp(_sums, nondiff_argnums=(0,))
+_by_chunks.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def class_scores(logits_BxC: jax.Array, target_BxC: jax.Array, labels_B: jax.Array) -> Scores:
@@ -113,7 +171,7 @@ def class_scores(logits_BxC: jax.Array, target_BxC: jax.Array, labels_B: jax.Arr
     logits_BxC = logits_BxC.astype(jnp.float32)
     log_probs_BxC = jax.nn.log_softmax(logits_BxC, axis=-1)
     _, right_B = _judge(logits_BxC, labels_B)
-    return Scores(
+    return Scores.of(
         -jnp.sum(target_BxC * log_probs_BxC, axis=-1),
         jnp.ones(labels_B.shape, jnp.float32),
         right_B.astype(jnp.float32),

@@ -60,7 +60,7 @@ class Labels:
         def loss_fn(params, ranges, batch, key):
             scores, ranges, _ = forward(self._model, params, ranges, batch, key, method="loss")
             counts = jnp.sum(scores.weight), jnp.sum(scores.correct)
-            return jnp.sum(scores.loss), (counts, ranges)
+            return scores.total, (counts, ranges)
 
         return loss_fn
 

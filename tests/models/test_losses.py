@@ -1,5 +1,7 @@
 """Losses over labels against formulas in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,87 @@ def test_labelled_positions_are_gathered_in_order():
     np.testing.assert_array_equal(chosen, [[1, 3, 4], [2, -100, -100]])
     np.testing.assert_array_equal(x[0, :, 0], [1.0, 3.0, 4.0])
     assert x[1, 0, 0] == 7.0
+
+
+def head_case(dtype=jnp.float32):
+    """Tables and hidden states of a head with a bias, and labels; 3 sequences of 10 tokens."""
+    keys = jax.random.split(jax.random.key(1), 4)
+    head = {"table": jax.random.normal(keys[0], (17, 8)), "bias": jax.random.normal(keys[1], (17,))}
+    labels = jax.random.randint(keys[2], (3, 10), 0, 17)
+    labels = jnp.where(jnp.arange(10) % 3 == 1, -100, labels)
+    return head, jax.random.normal(keys[3], (3, 10, 8)).astype(dtype), labels
+
+
+def head_scores(head, x, labels, chunk: int):
+    table = head["table"].astype(x.dtype)
+
+    def logits_of(x):
+        logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
+        return logits + head["bias"][None, None]
+
+    return chunked_scores(logits_of, x, labels, chunk)
+
+
+REDUCTIONS = {
+    "total": lambda scores: scores.total,
+    "scaled": lambda scores: jnp.log(scores.total / jnp.sum(scores.weight)),
+    "by example": lambda scores: scores.loss @ jnp.array([0.5, -2.0, 3.0]),
+    "both": lambda scores: 0.1 * scores.total**2 + scores.loss[1],
+    "neither": lambda scores: jnp.sum(scores.correct) + jnp.sum(scores.weight),
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradients_by_chunk_are_those_of_the_whole(reduction, chunk):
+    head, x, labels = head_case()
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def value_and_grad(head, x, chunk):
+        def loss(head, x):
+            return REDUCTIONS[reduction](head_scores(head, x, labels, chunk))
+
+        return jax.value_and_grad(loss, (0, 1))(head, x)
+
+    expected, actual = value_and_grad(head, x, 0), value_and_grad(head, x, chunk)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(b).max())
+
+
+def test_gradients_by_chunk_in_bfloat16():
+    head, x, labels = head_case(jnp.bfloat16)
+
+    def grads(chunk: int):
+        return jax.grad(lambda *a: head_scores(*a, labels, chunk).total, (0, 1))(head, x)
+
+    for a, b in zip(jax.tree.leaves(grads(2)), jax.tree.leaves(grads(0)), strict=True):
+        assert a.dtype == b.dtype
+        a, b = (np.asarray(v, np.float32) for v in (a, b))
+        np.testing.assert_allclose(a, b, atol=2e-2 * np.abs(b).max())
+
+
+def test_gradients_of_each_sequence_by_chunk():
+    head, x, labels = head_case()
+
+    def grads(chunk: int):
+        def loss(head, x, labels):
+            return head_scores(head, x[None], labels[None], chunk).total
+
+        return jax.vmap(jax.grad(loss), in_axes=(None, 0, 0))(head, x, labels)
+
+    for a, b in zip(jax.tree.leaves(grads(3)), jax.tree.leaves(grads(0)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("reduction", "products"), [("total", 3), ("by example", 4)])
+def test_the_gradient_of_the_total_computes_no_logits_again(reduction, products):
+    head, x, labels = head_case()
+
+    def loss(head, x):
+        return REDUCTIONS[reduction](head_scores(head, x, labels, 5))
+
+    lowered = jax.jit(jax.grad(loss, (0, 1))).lower(head, x)
+    assert lowered.as_text().count("stablehlo.dot_general") == products
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
