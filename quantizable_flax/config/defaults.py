@@ -80,6 +80,11 @@ def shared_keys() -> Keys:
                 1, "micro-batches whose gradients make a step; divides the batch"
             ),
             **derived(TransformerConfig, OF_TRAINING),
+            "dropout_bits": Key(
+                "auto",
+                'what dropout draws from: "threefry", the same on any mesh; "rbg", the '
+                'accelerator\'s generator, cheaper; "auto": rbg but on CPUs',
+            ),
             "prefetch": Key(2, "batches on the devices ahead of the step"),
             "log_every": Key(50, "steps between two lines of training metrics, at least 1"),
             "eval_every": Key(500, "steps between two validations, 0 for none"),

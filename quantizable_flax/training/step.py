@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from quantizable_flax.checkpoint.state import TrainState
+from quantizable_flax.nn.dropout_bits import dropout_key
 from quantizable_flax.nn.partition import on_mesh
 from quantizable_flax.ptq.calibrate import first_ranges, with_grids, with_weight_ranges
 from quantizable_flax.runtime.mesh import batch_sharding, replicated, tree_shardings
@@ -85,13 +86,14 @@ def make_train_step(
 
     Metrics are replicated scalars: those of the objective, by default `Labels`, and grad_norm
     before clipping. Dropout and Mixup draw from (seed, step), so a resumed run repeats an
-    uninterrupted one.
+    uninterrupted one; with the accelerator's generator (`train.dropout_bits`) on the same mesh.
 
     Running ranges of activations move with every micro-batch, before it is rounded by them, as in
     calibration; so `train.grad_accum_steps` of them are `quant.momentum` to that power in a step.
     Those of the weights are taken anew behind each update.
     """
     count, seed = config.train.grad_accum_steps, config.seed
+    bits = config.train.dropout_bits
     aim = Labels(model) if objective is None else objective
 
     def train_step(state, batch, *given):
@@ -100,7 +102,7 @@ def make_train_step(
             return update(state, batch, *given)
 
     def update(state, batch, *given):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(dropout_key(bits, seed, mesh), state.step)
         with on_mesh(mesh):
             loss_fn = aim.loss(batch, count, *given)
             (grads, loss, sums), ranges = _accumulate(loss_fn, state, batch, key, count, aim.zeros)

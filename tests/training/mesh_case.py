@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from quantizable_flax.models.build import build_model
-from quantizable_flax.runtime.mesh import make_mesh, put_batch
+from quantizable_flax.nn.dropout_bits import dropout_key
+from quantizable_flax.runtime.mesh import batch_sharding, make_mesh, put_batch
 from quantizable_flax.training.optimizer import make_optimizer
 from quantizable_flax.training.step import init_state, make_train_step
 from tests.tiny import tiny_config
@@ -79,8 +80,36 @@ def program(tmp_path, family: str, mesh: str) -> dict[str, Any]:
     }
 
 
+def masks(tmp_path, mesh: str) -> dict[str, Any]:
+    """Dropout of 16 examples by each device's own generator, in two micro-batches rematerialised.
+
+    `drawn` are the shapes that the program draws, `examples` how many masks differ.
+    """
+    devices = make_mesh(mesh_config(tmp_path, "opt", mesh).mesh)
+    x = jax.device_put(np.ones((16, 4, 8, 32), np.float32), batch_sharding(devices))
+
+    @jax.jit
+    def dropped(x):
+        key = dropout_key("rbg", 0, devices)
+
+        @jax.checkpoint
+        def body(sum, index):
+            mask = jax.random.bernoulli(jax.random.fold_in(key, index), 0.75, x.shape)
+            return sum + jax.numpy.where(mask, x, 0.0), None
+
+        return jax.lax.scan(body, jax.numpy.zeros_like(x), jax.numpy.arange(2))[0]
+
+    lowered = dropped.lower(x)
+    values = np.asarray(dropped(x))
+    return {
+        "drawn": re.findall(r"rng_bit_generator.*, tensor<([\dx]+)xui32>\)", lowered.as_text()),
+        "collectives": COLLECTIVE.findall(lowered.compile().as_text()),
+        "examples": len({example.tobytes() for example in values}),
+        "mean": float(values.mean()),
+    }
+
+
 if __name__ == "__main__":
     what, folder, *arguments = sys.argv[1:]
-    print(
-        json.dumps({"curves": curves, "program": program}[what](pathlib.Path(folder), *arguments))
-    )
+    answer = {"curves": curves, "program": program, "masks": masks}[what]
+    print(json.dumps(answer(pathlib.Path(folder), *arguments)))

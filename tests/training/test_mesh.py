@@ -89,6 +89,15 @@ def test_tensor_parallel_layers_sum_twice_each_way(program):
     assert sum(sums) == compiled["layers"] * (2 + 4)
 
 
+@pytest.mark.parametrize(("mesh", "own"), [("fsdp", 2), ("mixed", 8)])
+def test_each_device_draws_for_its_own_examples(tmp_path, mesh, own):
+    found = on_eight_devices("masks", str(tmp_path), mesh)
+    assert found["drawn"] == [f"{own}x4x8x32"]
+    assert found["collectives"] == []
+    assert found["examples"] == 16
+    assert found["mean"] == pytest.approx(2 * 0.75, rel=0.01)
+
+
 def one_device_mesh(**sizes):
     config = default_config()
     config.mesh.update(sizes)

@@ -109,6 +109,15 @@ def test_forty_steps_then_eighty_is_eighty(finished, tmp_path):
     assert_bitwise_equal(saved(tmp_path, 80), saved(whole, 80))
 
 
+def test_the_generator_of_an_accelerator_goes_on_where_it_was(tmp_path):
+    changes = DROPOUT | {"train__dropout_bits": "rbg", "train__steps": 8, "checkpoint__every": 4}
+    train(tiny_config(tmp_path, **changes), str(tmp_path / "whole"))
+    first = changes | {"train__steps": 4, "optimizer__decay_steps": 8}
+    train(tiny_config(tmp_path, **first), str(tmp_path / "parts"))
+    train(tiny_config(tmp_path, **changes), str(tmp_path / "parts"))
+    assert_bitwise_equal(saved(tmp_path / "parts", 8), saved(tmp_path / "whole", 8))
+
+
 def test_sigterm_saves_the_step_and_exits_0(finished, tmp_path):
     folder, _ = finished
     process = start(folder, tmp_path / "run", train__steps=1000000)

@@ -1,5 +1,7 @@
 """The training step: accumulation, rematerialisation, chunks of the loss, donation."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -95,6 +97,15 @@ def test_rematerialisation_computes_products_again(tmp_path):
     # The result of the last of them is in nobody's gradient.
     assert products["dots"] - products["none"] == layers * 2
     assert products["full"] - products["none"] == layers * (2 + 6 - 1)
+
+
+@pytest.mark.parametrize(("bits", "drawn"), [("auto", 0), ("rbg", 2)])
+def test_every_dropout_draws_from_the_configured_generator(tmp_path, bits, drawn):
+    changes = {"model__hidden_dropout": 0.1, "model__attention_dropout": 0.1}
+    text = lowered_step(tiny_config(tmp_path, "opt", **changes, train__dropout_bits=bits))
+    # The shapes of probabilities and of residual sums; on this CPU "auto" is threefry.
+    shapes = re.findall(r"rng_bit_generator.*tensor<([\dx]+)xui32>\)", text)
+    assert len(set(shapes)) == drawn
 
 
 @pytest.mark.parametrize(("family", "chunk"), [("bert", 3), ("opt", 5)])
