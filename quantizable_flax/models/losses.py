@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from quantizable_flax.nn.partition import splits_length
 from quantizable_flax.quantization.tensor import Quantized, Tensor, beside
 
 IGNORED = -100
@@ -44,7 +45,7 @@ def token_scores(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> Scores:
     """Returns what a model says of each sequence, over its labelled tokens.
 
     Args:
-      logits_BxTxV: any float dtype.
+      logits_BxTxV: any float dtype; or as rows, [B * T, V].
       labels_BxT: the right tokens, -100 where there is none.
 
     Returns:
@@ -52,8 +53,9 @@ def token_scores(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> Scores:
       how many of them have the highest logit.
     """
     logits_BxTxV = logits_BxTxV.astype(jnp.float32)
-    own_BxT, right_BxT = _judge(logits_BxTxV, labels_BxT)
-    nll_BxT = jax.nn.logsumexp(logits_BxTxV, axis=-1) - own_BxT
+    own, right = _judge(logits_BxTxV, labels_BxT.reshape(logits_BxTxV.shape[:-1]))
+    nll_BxT = (jax.nn.logsumexp(logits_BxTxV, axis=-1) - own).reshape(labels_BxT.shape)
+    right_BxT = right.reshape(labels_BxT.shape)
     weight_BxT = (labels_BxT != IGNORED).astype(jnp.float32)
     return Scores.of(
         jnp.sum(nll_BxT * weight_BxT, axis=1),
@@ -89,14 +91,20 @@ def chunked_scores(
     logits again, chunk by chunk.
 
     Args:
-      logits_of: [B, c, D] -> [B, c, V]; what it reads must be arrays, no state of a module.
+      logits_of: [..., D] -> [..., V], called with rows, or with [B, c, D] where a mesh splits
+        sequences; what it reads must be arrays, no state of a module.
       x_BxTxD: what the head multiplies.
       labels_BxT: labels, -100 for none.
       chunk: positions of each sequence at a time; 0 for all of them.
     """
     batch, length = labels_BxT.shape
+
+    def of_rows(x: jax.Array) -> jax.Array:
+        # In [B, c, V] XLA:TPU makes the positions columns, and turns the gradient by a copy.
+        return logits_of(x if splits_length() else x.reshape(-1, x.shape[-1]))
+
     if not chunk or length <= chunk:
-        return token_scores(logits_of(x_BxTxD), labels_BxT)
+        return token_scores(of_rows(x_BxTxD), labels_BxT)
     count = -(-length // chunk)
     chunk = -(-length // count)
     missing = ((0, 0), (0, count * chunk - length))
@@ -108,8 +116,8 @@ def chunked_scores(
         return jnp.moveaxis(a.reshape(batch, chunk, count, *a.shape[2:]), 2, 0)
 
     x_NxBxCxD, labels_NxBxC = split(x_BxTxD), split(labels_BxT)
-    logits_of, read = jax.closure_convert(logits_of, x_NxBxCxD[0])
-    return _by_chunks(logits_of, read, x_NxBxCxD, labels_NxBxC)
+    converted, read = jax.closure_convert(of_rows, x_NxBxCxD[0])
+    return _by_chunks(converted, read, x_NxBxCxD, labels_NxBxC)
 
 
 def _sums(

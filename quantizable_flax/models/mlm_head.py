@@ -40,9 +40,9 @@ class MlmHead(nn.Module):
         c = self.config
         if c.head_quant is not None:
             return token_scores(self(x_BxTxD, word), labels_BxT)
-        attend, bias_1x1xV = word.decoder(), beside(self.bias, x_BxTxD)
+        attend, bias_V = word.decoder(), self.bias
         return chunked_scores(
-            lambda x: attend(x) + bias_1x1xV,
+            lambda x: attend(x) + beside(bias_V, x),
             values(self._transform(x_BxTxD)),
             labels_BxT,
             c.loss_chunk,

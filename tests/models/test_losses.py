@@ -35,6 +35,8 @@ def test_token_scores_by_sequence():
         assert scores.weight[b] == len(known)
         assert scores.correct[b] == sum(log_probs[b, t].argmax() == label for t, label in known)
     assert {x.dtype for x in scores} == {jnp.dtype("float32")}
+    for own, of_rows in zip(scores, token_scores(LOGITS.reshape(15, 7), labels), strict=True):
+        np.testing.assert_array_equal(own, of_rows)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -91,8 +93,8 @@ def head_scores(head, x, labels, chunk: int):
     table = head["table"].astype(x.dtype)
 
     def logits_of(x):
-        logits = jnp.einsum("btd,vd->btv", x, table, preferred_element_type=jnp.float32)
-        return logits + head["bias"][None, None]
+        logits = jnp.einsum("nd,vd->nv", x, table, preferred_element_type=jnp.float32)
+        return logits + head["bias"][None]
 
     return chunked_scores(logits_of, x, labels, chunk)
 
