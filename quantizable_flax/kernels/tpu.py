@@ -1,0 +1,56 @@
+"""Fused attention in Pallas kernels for TPUs: whole rows of scores, or blocks of keys."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from quantizable_flax.kernels import tpu_rows
+from quantizable_flax.kernels.blockwise import sink_gradient
+from quantizable_flax.kernels.scheme import Extras, Scheme
+from quantizable_flax.kernels.tpu_plan import packed, plan_of, unpacked
+
+WIDEST = 256  # heads; wider ones fill the memory of a chip
+
+
+def supports(scheme: Scheme, q: jax.Array, k: jax.Array, extras: Extras) -> str | None:
+    """Why the kernels cannot compute this, in words; None if they can."""
+    del extras
+    if q.dtype != k.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"operands of {q.dtype} and {k.dtype}, not both float32 or bfloat16"
+    if q.shape[-1] > WIDEST:
+        return f"heads of width {q.shape[-1]}, above {WIDEST}"
+    if scheme.gamma > 0.0:
+        return f"gamma of {scheme.gamma}, above 0, which gives hidden keys a weight"
+    return None
+
+
+def forward(
+    scheme: Scheme, q: jax.Array, k: jax.Array, v: jax.Array, extras: Extras, *, training: bool
+) -> tuple[jax.Array, Any]:
+    """Returns [B, T, H, K] in v's dtype, and what `backward` needs (None unless training)."""
+    plan = plan_of(scheme, q, k, extras)
+    arrays = (packed(plan, x) for x in (q, k, v))
+    out, saved = tpu_rows.forward(scheme, plan, *arrays, extras, training=training)
+    return unpacked(plan, out), saved
+
+
+def backward(
+    scheme: Scheme,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    extras: Extras,
+    saved: Any,
+    d_out: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Returns the gradients of q, k, v, in their dtypes, and of the sink, float32 or None."""
+    plan = plan_of(scheme, q, k, extras)
+    q, k, v, d_out = (packed(plan, x) for x in (q, k, v, d_out))
+    *gradients, weighted = tpu_rows.backward(scheme, plan, q, k, v, extras, saved, d_out)
+    d_q, d_k, d_v = (unpacked(plan, x) for x in gradients)
+    d_sink = None
+    if weighted is not None:
+        heads = (x[:, : plan.heads, 0] for x in (saved, weighted))
+        d_sink = sink_gradient(extras.sink, *heads)
+    return d_q, d_k, d_v, d_sink
