@@ -6,6 +6,8 @@ storing a mask. The mixer is two rounds of multiply and xorshift with constants 
 enters between the rounds, so that no two rows run through the same sequence.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def row_words(
-    seed: jax.Array, batch: jax.Array, head: jax.Array, query: jax.Array
+    seed: jax.Array | Sequence[jax.Array], batch: jax.Array, head: jax.Array, query: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The two words of a row of probabilities, uint32.
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.kernels import tpu_rows
+from quantizable_flax.kernels import tpu_blocks, tpu_blocks_backward, tpu_rows
 from quantizable_flax.kernels.blockwise import sink_gradient
 from quantizable_flax.kernels.scheme import Extras, Scheme
 from quantizable_flax.kernels.tpu_plan import packed, plan_of, unpacked
@@ -30,8 +30,9 @@ def forward(
 ) -> tuple[jax.Array, Any]:
     """Returns [B, T, H, K] in v's dtype, and what `backward` needs (None unless training)."""
     plan = plan_of(scheme, q, k, extras)
-    arrays = (packed(plan, x) for x in (q, k, v))
-    out, saved = tpu_rows.forward(scheme, plan, *arrays, extras, training=training)
+    arrays = tuple(packed(plan, x) for x in (q, k, v))
+    program = tpu_rows if plan.whole_rows else tpu_blocks
+    out, saved = program.forward(scheme, plan, arrays, extras, training=training)
     return unpacked(plan, out), saved
 
 
@@ -46,11 +47,15 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Returns the gradients of q, k, v, in their dtypes, and of the sink, float32 or None."""
     plan = plan_of(scheme, q, k, extras)
-    q, k, v, d_out = (packed(plan, x) for x in (q, k, v, d_out))
-    *gradients, weighted = tpu_rows.backward(scheme, plan, q, k, v, extras, saved, d_out)
+    arrays = tuple(packed(plan, x) for x in (q, k, v))
+    program = tpu_rows if plan.whole_rows else tpu_blocks_backward
+    *gradients, weighted = program.backward(
+        scheme, plan, arrays, extras, saved, packed(plan, d_out)
+    )
     d_q, d_k, d_v = (unpacked(plan, x) for x in gradients)
     d_sink = None
-    if weighted is not None:
-        heads = (x[:, : plan.heads, 0] for x in (saved, weighted))
-        d_sink = sink_gradient(extras.sink, *heads)
+    if extras.sink is not None:
+        logsumexp = saved if plan.whole_rows else saved[0]
+        by_head = (x[:, : plan.heads, 0] for x in (logsumexp, weighted))
+        d_sink = sink_gradient(extras.sink, *by_head)
     return d_q, d_k, d_v, d_sink

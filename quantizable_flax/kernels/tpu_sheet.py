@@ -1,4 +1,4 @@
-"""Mathematics of one sheet of scores on a TPU, keys down and queries across: [keys, queries].
+"""One sheet of scores in a TPU kernel, keys down and queries across: [keys, queries].
 
 So the sums of a row of attention run down a sheet, which is cheap, their results are dense rows
 of lanes, and every product with a sheet is free of transposing it: what is transposed are the
@@ -14,16 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# By name: libraries that intercept `jax.lax.dot_general` by patching it are not to reach in here.
-from jax.lax import dot_general
-
 from quantizable_flax.kernels.random_bits import kept, row_words
 from quantizable_flax.kernels.scheme import HIDDEN, Scheme
 from quantizable_flax.kernels.tpu_plan import LANES, Plan
-from quantizable_flax.quantization.tensor import precision_of
+from quantizable_flax.kernels.tpu_tile import NT, dot, of_head, there
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
-NT, NN = (1, 1), (1, 0)  # which axes of two matrices a product sums over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +63,22 @@ class Sheet:
             checks.append((ids == self.query_ids[0]) & (ids != HIDDEN))
         return functools.reduce(operator.and_, checks) if checks else None
 
-    def scores(self, rows: jax.Array, keys: jax.Array, seen: jax.Array | None) -> jax.Array:
-        """float32, the lowest number where a key is hidden; rows are those of `of_head`."""
-        scores = dot(keys, rows, NT) * scales(self.scheme, keys)[1]
+    def scores(
+        self, head: int, rows: jax.Array, keys: jax.Array, seen: jax.Array | None
+    ) -> jax.Array:
+        """float32, the lowest number where a key is hidden; of the step's `head`."""
+        return self.scores_of(self.own_rows(head, rows), keys, seen)
+
+    def own_rows(self, head: int, rows: jax.Array) -> jax.Array:
+        """Queries of the step's `head` alone, times as much of the scale as is exact."""
+        scale = query_scale(self.scheme, rows.dtype)
+        return of_head(self.plan, rows, head % self.plan.tile_heads, scale)
+
+    def scores_of(self, own: jax.Array, keys: jax.Array, seen: jax.Array | None) -> jax.Array:
+        """`scores`, from the result of `own_rows`."""
+        scores = dot(keys, own, NT)
+        scale = self.scheme.scale / query_scale(self.scheme, keys.dtype)
+        scores = scores if scale == 1.0 else scores * scale
         return scores if seen is None else jnp.where(seen, scores, LOWEST)
 
     def keep(self, head: int) -> jax.Array | None:
@@ -87,28 +96,22 @@ class Sheet:
         keys = jax.lax.broadcasted_iota(jnp.int32, self.size, 0) + self.key
         return kept(words, keys, self.scheme.dropout_rate)
 
-    def gradients(
-        self,
-        head: int,
-        probs: jax.Array,
-        d_weights: jax.Array,
-        weighted: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Weights of values, the gradient of the scores, and D [1, queries] where it is not given.
+    def queries_there(self, x: jax.Array) -> jax.Array:
+        """[queries, lanes], zero beyond the last query."""
+        ragged = self.plan.queries % self.plan.block_q
+        return there(x, self.plan.queries - self.query) if ragged else x
 
-        What multiplies all of them alike is left out: `survivors(scheme)` of the weights, `slope`
-        of D and of the gradient, and the scale of the scores.
-        """
-        keep = self.keep(head)
-        weights, passes = probs, keep
-        if self.scheme.clips:
-            stretched = self.scheme.stretched(probs)
-            weights, inside = clipped(self.scheme, stretched), through_clip(self.scheme, stretched)
-            passes = both(inside, keep)
-        d_probs = where(passes, d_weights)
-        if weighted is None:
-            weighted = jnp.sum(probs * d_probs, axis=0, keepdims=True)
-        return where(keep, weights), probs * (d_probs - weighted), weighted
+    def keys_there(self, x: jax.Array) -> jax.Array:
+        """[keys, lanes], zero beyond the last key."""
+        ragged = self.plan.keys % self.plan.block_k
+        return there(x, self.plan.keys - self.key) if ragged else x
+
+    def row_there(self, x: jax.Array, beyond: float) -> jax.Array:
+        """[1, queries], `beyond` the last query."""
+        if not self.plan.queries % self.plan.block_q:
+            return x
+        query = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+        return jnp.where(query < self.plan.queries - self.query, x, beyond)
 
 
 def clipped(scheme: Scheme, stretched: jax.Array) -> jax.Array:
@@ -134,10 +137,10 @@ def slope(scheme: Scheme) -> float:
     return (scheme.zeta - scheme.gamma) * survivors(scheme)
 
 
-def scales(scheme: Scheme, keys: jax.Array) -> tuple[float, float]:
-    """The scale of the scores, as one of the queries and one of their products with keys."""
-    exact = keys.dtype == jnp.float32 or math.frexp(abs(scheme.scale))[0] in (0.0, 0.5)
-    return (scheme.scale, 1.0) if exact else (1.0, scheme.scale)
+def query_scale(scheme: Scheme, dtype: Any) -> float:
+    """What of the scores' scale queries of this type are multiplied with; exact in bfloat16."""
+    exact = dtype == jnp.float32 or abs(math.frexp(scheme.scale)[0]) == 0.5
+    return scheme.scale if exact else 1.0
 
 
 def both(one: jax.Array | None, other: jax.Array | None) -> jax.Array | None:
@@ -150,48 +153,3 @@ def both(one: jax.Array | None, other: jax.Array | None) -> jax.Array | None:
 def where(mask: jax.Array | None, x: jax.Array) -> jax.Array:
     """`x`, zero outside the mask."""
     return x if mask is None else jnp.where(mask, x, 0.0)
-
-
-def dot(x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """The float32 product of two matrices, summed over an axis of each."""
-    return dot_general(
-        *(x, y, (((axes[0],), (axes[1],)), ((), ()))),
-        precision=precision_of(x, y),
-        preferred_element_type=jnp.float32,
-    )
-
-
-def transposed(x: jax.Array) -> jax.Array:
-    """Of a matrix, by way of float32, which every TPU can transpose."""
-    return x.astype(jnp.float32).T.astype(x.dtype)
-
-
-def there(x: jax.Array, count: Any, whole: bool) -> jax.Array:
-    """[rows, lanes], zero from row `count` on; as it is if `whole`.
-
-    Beyond the end of an array is anything, infinities too.
-    """
-    if whole:
-        return x
-    row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
-    return jnp.where(row < count, x.astype(jnp.float32), 0.0).astype(x.dtype)
-
-
-def of_head(plan: Plan, x: jax.Array, head: int, scale: float = 1.0) -> jax.Array:
-    """[rows, lanes] times `scale`, zero outside the tile's `head`.
-
-    A product with it is that head's alone, and takes as long as one with fewer lanes would.
-    """
-    if plan.tile_heads == 1 and scale == 1.0:
-        return x
-    scaled = x.astype(jnp.float32) * scale
-    if plan.tile_heads > 1:
-        lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-        start = head * plan.head_width
-        scaled = jnp.where((lane >= start) & (lane < start + plan.head_width), scaled, 0.0)
-    return scaled.astype(x.dtype)
-
-
-def rows_of_head(plan: Plan, x: jax.Array, head: int) -> jax.Array:
-    """Rows of [lanes, n] that are those of a tile's head."""
-    return x[head * plan.head_width : (head + 1) * plan.head_width]
