@@ -20,7 +20,8 @@ from quantizable_flax.kernels.tpu_plan import Plan
 from quantizable_flax.kernels.tpu_sheet import slope
 from quantizable_flax.kernels.tpu_tile import clear
 
-RESIDENT = 2**22  # bytes of gradients of the queries of a tile that may stay on the chip
+# Bytes of gradients of the queries of a tile, and of blocks beside them, that may be on the chip.
+RESIDENT = 9 * 2**20
 
 
 def backward(
@@ -42,8 +43,8 @@ def backward(
         *(logsumexp, weighted / slope(scheme), d_out),
     )
     run = functools.partial(_backward, scheme, plan, extras, operands)
-    rows = plan.grid[2] * plan.block_q
-    if rows * plan.lanes * 4 <= RESIDENT:
+    resident = plan.grid[2] * plan.block_q * plan.lanes * 4
+    if resident + plan.step_bytes(q.dtype.itemsize) <= RESIDENT:
         d_q, d_k, d_v = run(of_queries=True, of_keys=True)
     else:
         d_q, _, _ = run(of_queries=True, of_keys=False)

@@ -18,6 +18,8 @@ SHEET = 2**17  # scores of a head in a grid step with whole rows
 STEP = 2**18  # scores of all its heads, where it takes several tiles
 BLOCK = 512  # queries and keys of a block where rows are not whole
 CAUSAL_BLOCK = 256  # of queries: smaller ones look at fewer hidden keys
+STEP_BYTES = 2**23  # of its blocks, of two steps at a time, in the backward pass
+PREFIXES = 4  # different numbers of keys that causal blocks of queries look at; each is a program
 WHOLE_ROWS = 2**19  # bytes of keys of a tile up to which rows of scores are whole
 CAUSAL_WHOLE_ROWS = 1024  # keys; beyond, blocks that nobody sees are worth being left out
 
@@ -84,15 +86,23 @@ class Plan:
         """Keys that a block of queries looks at where rows are whole, by block or one for all."""
         if not self.skips:
             return [self.block_k]
-        return [min(self.block_k, (i + 1) * self.block_q) for i in range(self.grid[2])]
+        step = max(self.block_q, _up(pl.cdiv(self.block_k, PREFIXES), LANES))
+        ends = (_up((i + 1) * self.block_q, step) for i in range(self.grid[2]))
+        return [min(self.block_k, end) for end in ends]
 
     def entries(self) -> int:
         """Scores of one head and batch row that are computed."""
         if not self.skips:
             return self.queries * self.keys
-        step = self.block_q if self.whole_rows else self.block_k
-        ends = ((i + 1) * self.block_q for i in range(self.grid[2]))
-        return sum(self.block_q * min(_up(self.keys, LANES), _up(end, step)) for end in ends)
+        if self.whole_rows:
+            return self.block_q * sum(self.prefixes())
+        ends = (_up((i + 1) * self.block_q, self.block_k) for i in range(self.grid[2]))
+        return self.block_q * sum(min(self.grid[3] * self.block_k, end) for end in ends)
+
+    def step_bytes(self, itemsize: int) -> int:
+        """Of the blocks of a grid step of the backward pass, those of the next one included."""
+        rows = 3 * self.block_q + 4 * self.block_k
+        return 2 * rows * self.tiles * self.lanes * itemsize
 
 
 def plan_of(scheme: Scheme, q: jax.Array, k: jax.Array, extras: Extras) -> Plan:
@@ -107,19 +117,24 @@ def plan_of(scheme: Scheme, q: jax.Array, k: jax.Array, extras: Extras) -> Plan:
     most = CAUSAL_BLOCK if scheme.causal and whole_rows else BLOCK
     block_k = _up(keys, LANES) if whole_rows else _even(keys, BLOCK)
     block_q = _even(queries, max(LANES, min(most, SHEET // block_k)))
-    tiles = pl.cdiv(heads, lanes // head_width)
-    sheet = block_q * block_k * (lanes // head_width)
-    return Plan(
+    plan = Plan(
         *(batch, queries, keys, heads, width, head_width, lanes),
-        tiles=max(n for n in range(1, tiles + 1) if not tiles % n and (n == 1 or n * sheet <= STEP))
-        if whole_rows
-        else 1,
+        tiles=1,
         block_q=block_q,
         block_k=block_k,
         whole_rows=whole_rows,
         causal=scheme.causal,
         skips=scheme.causal and extras.first is None,
     )
+    if not whole_rows:
+        return plan
+    tiles = plan.grid[1]
+    most = min(
+        STEP // (block_q * block_k * plan.tile_heads),
+        STEP_BYTES // plan.step_bytes(k.dtype.itemsize),
+    )
+    fits = (n for n in range(1, tiles + 1) if tiles % n == 0 and n <= max(1, most))
+    return dataclasses.replace(plan, tiles=max(fits))
 
 
 def packed(plan: Plan, x: jax.Array) -> jax.Array:

@@ -176,5 +176,8 @@ def _by_prefix(
     if len(set(prefixes)) == 1:
         block(sheet(prefixes[0]))
         return
-    for number, keys in enumerate(prefixes):
-        pl.when(index == number)(functools.partial(lambda keys: block(sheet(keys)), keys))
+    for keys in sorted(set(prefixes)):
+        first = prefixes.index(keys)
+        behind = first + prefixes.count(keys)
+        run = functools.partial(lambda keys: block(sheet(keys)), keys)
+        pl.when((index >= first) & (index < behind))(run)
