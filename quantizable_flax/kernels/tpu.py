@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from quantizable_flax.kernels import tpu_blocks, tpu_blocks_backward, tpu_rows
 from quantizable_flax.kernels.blockwise import sink_gradient
@@ -13,15 +12,14 @@ from quantizable_flax.kernels.tpu_plan import packed, plan_of, unpacked
 WIDEST = 256  # heads; wider ones fill the memory of a chip
 
 
-def supports(scheme: Scheme, q: jax.Array, k: jax.Array, extras: Extras) -> str | None:
+def supports(scheme: Scheme, *qkv: jax.Array) -> str | None:
     """Why the kernels cannot compute this, in words; None if they can."""
-    del extras
-    if q.dtype != k.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"operands of {q.dtype} and {k.dtype}, not both float32 or bfloat16"
-    if q.shape[-1] > WIDEST:
-        return f"heads of width {q.shape[-1]}, above {WIDEST}"
-    if scheme.gamma > 0.0:
-        return f"gamma of {scheme.gamma}, above 0, which gives hidden keys a weight"
+    del scheme
+    dtypes = {x.dtype.name for x in qkv}
+    if len(dtypes) > 1 or not dtypes <= {"float32", "bfloat16"}:
+        return f"operands are not all float32 or bfloat16 (found {', '.join(sorted(dtypes))})"
+    if (width := qkv[0].shape[-1]) > WIDEST:
+        return f"heads are wider than {WIDEST} (found {width})"
     return None
 
 
