@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,8 +98,8 @@ def test_random_attentions_in_small_blocks_are_the_formula(monkeypatch):
     @hypothesis.settings(max_examples=60, phases=(hypothesis.Phase.generate,), deadline=None)
     @hypothesis.given(case=cases(largest=600))
     def run(case):
-        # Gradients that cancel to nothing, of a single key, are not exactly zero by way of U.
-        hypothesis.assume(case.keys > 16)
+        # By way of U, of the precision of the values, gradients of few entries cancel less exactly.
+        hypothesis.assume(min(case.queries, case.keys) > 16)
         check(case)
 
     run()
@@ -178,7 +179,11 @@ def test_what_is_not_supported(case, reason):
 def test_kernels_compile_for_tpus(slice_name):
     """Ahead of time; in a process of its own, for its environment."""
     command = [sys.executable, "-m", "tests.kernels.tpu_programs", slice_name]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # Not all flags of the tests are known to the compiler for TPUs.
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     found = json.loads(run.stdout.splitlines()[-1])
     assert len(found) >= 4
