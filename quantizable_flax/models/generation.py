@@ -114,7 +114,7 @@ def _generate(model, variables, ids_BxT, mask_BxT, key, *, new: int, sampling: S
     """New token ids, [B, new]: the prompts in one pass, then one token at a time."""
     batch, length = ids_BxT.shape
     visible_BxS = jnp.pad(mask_BxT.astype(bool), ((0, 0), (0, new)))
-    lengths_B = jnp.sum(mask_BxT, axis=1)
+    lengths_B = jnp.sum(mask_BxT, axis=1, dtype=jnp.int32)
 
     def extend(cache, ids, places, visible, start):
         logits_BxV, updated = model.apply(
@@ -140,7 +140,7 @@ def _generate(model, variables, ids_BxT, mask_BxT, key, *, new: int, sampling: S
     cache = model.empty_cache(batch, length + new)
     logits_BxV, cache = extend(cache, ids_BxT, positions(mask_BxT), visible_BxS, jnp.int32(0))
     carry = (logits_BxV, cache, visible_BxS)
-    (logits_BxV, _, _), tokens_NxB = jax.lax.scan(one, carry, jnp.arange(new - 1))
+    (logits_BxV, _, _), tokens_NxB = jax.lax.scan(one, carry, jnp.arange(new - 1, dtype=jnp.int32))
     last_B = sampling.draw(logits_BxV, jax.random.fold_in(key, new - 1))
     return jnp.concatenate([tokens_NxB, last_B[None]]).T
 

@@ -199,8 +199,8 @@ class OptForCausalLM(nn.Module):
           visible_BxS: True for places of the cache that hold a token once these are written.
           start: int32 scalar.
         """
-        keys_S = jnp.arange(visible_BxS.shape[1])
-        places_T = start + jnp.arange(input_ids_BxT.shape[1])
+        keys_S = jnp.arange(visible_BxS.shape[1], dtype=jnp.int32)
+        places_T = start + jnp.arange(input_ids_BxT.shape[1], dtype=jnp.int32)
         mask_TxS = keys_S[None, :] <= places_T[:, None]
         mask = mask_TxS[None, None] & visible_BxS.astype(bool)[:, None, None, :]
         x = self.embeddings(input_ids_BxT, positions_BxT)

@@ -148,7 +148,7 @@ def _both(one, other, queries: int, keys: int) -> jax.Array | Mask:
 
 
 def _below(lengths_B: jax.Array, size: int) -> jax.Array:
-    return jnp.arange(size)[None, :] < lengths_B[:, None]
+    return jnp.arange(size, dtype=jnp.int32)[None, :] < lengths_B.astype(jnp.int32)[:, None]
 
 
 def _window(size: int | tuple[int, int], queries: int, keys: int) -> jax.Array:
