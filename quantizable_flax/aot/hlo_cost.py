@@ -1,10 +1,10 @@
 """FLOPs of the matrix units and traffic with HBM of a compiled program, loops in full.
 
 Products (`dot`, and `convolution`, which is what a TPU makes of them) count 2 FLOPs for each
-multiply-add that is not with padding, as in XLA's cost analysis. An instruction outside of fusions
-reads its operands from HBM and writes its result there, but for arrays that the compiler has put
-into another memory (VMEM); of what is only sliced or gathered the slices count, of an update in
-place the update.
+multiply-add that is not with padding, as in XLA's cost analysis; a kernel counts what it states. An
+instruction outside of fusions reads its operands from HBM and writes its result there, but for
+arrays that the compiler has put into another memory (VMEM); of what is only sliced or gathered the
+slices count, of an update in place the update.
 """
 
 import functools
@@ -35,6 +35,8 @@ def matrix_flops(program: Program) -> float:
                 operands = [_shape(name, computation) for name in instruction.operands[:2]]
                 flops = 2.0 * products(instruction, *operands)
                 total += program.times[computation.name] * flops
+            elif instruction.opcode == "custom-call":
+                total += program.times[computation.name] * _estimate(instruction)
     return total
 
 
@@ -48,6 +50,12 @@ def hbm_bytes(program: Program) -> float:
             for instruction in computation.instructions.values()
         )
     )
+
+
+def _estimate(call: Instruction) -> float:
+    """FLOPs that a Pallas kernel states of itself (`pl.CostEstimate`), 0 for other custom calls."""
+    stated = re.search(r'"cost_estimate":\{"flops":"(\d+)"', call.attributes)
+    return float(stated[1]) if stated else 0.0
 
 
 def _shape(name: str, around: Computation) -> Shape:

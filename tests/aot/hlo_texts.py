@@ -158,3 +158,18 @@ def on_8_devices() -> dict[str, dict]:
 
 if __name__ == "__main__":
     print(json.dumps(on_8_devices()))
+
+# A Pallas kernel for BERT-base's attention, which states its cost, and a call that does not.
+KERNEL = """HloModule jit_f, is_scheduled=true
+
+ENTRY %main (q: bf16[4,512,768], k: bf16[4,512,768], v: bf16[4,512,768]) -> bf16[4,512,768] {
+  %q = bf16[4,512,768]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %k = bf16[4,512,768]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %v = bf16[4,512,768]{2,1,0:T(8,128)(2,1)} parameter(2)
+  %custom-call = bf16[4,512,768]{2,1,0:T(8,128)(2,1)S(1)} custom-call(%v), \
+custom_call_target="ConcatBitcast", backend_config={"flag_configs":[]}
+  ROOT %attention.1 = bf16[4,512,768]{2,1,0:T(8,128)(2,1)} custom-call(%q, %k, %custom-call), \
+custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzvUgFN", \
+"cost_estimate":{"flops":"3221225472","transcendentals":"12582912"}}}
+}
+"""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quantizable_flax.aot import collectives, hlo, hlo_cost
-from tests.aot.hlo_texts import DEVICES, FUSED, LOOP, ROWS, SIZE
+from tests.aot.hlo_texts import DEVICES, FUSED, KERNEL, LOOP, ROWS, SIZE
 from tests.training.hosts import with_devices
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +69,14 @@ def test_products_and_traffic_of_a_tpu_program():
     heads = 2 * 12 * 128 * 64 * 2 + 12 * 128 * 128 * 2
     total = 64 * 128 * 4 + scattered + 2 * gathered + 2 * scattered + 8 + reduced + heads
     assert hlo_cost.hbm_bytes(program) == pytest.approx(total, abs=16)
+
+
+def test_a_kernel_counts_what_it_states():
+    """Scores and context of 12 heads of 64, 512 tokens, 4 sequences; operands and result in HBM."""
+    program = hlo.parse(KERNEL)
+    assert hlo_cost.matrix_flops(program) == 2 * 2 * 4 * 12 * 512 * 512 * 64
+    # q, k and the result; the other call reads v from there, and what it hands on is in VMEM.
+    assert hlo_cost.hbm_bytes(program) == (2 + 1 + 1) * 4 * 512 * 768 * 2
 
 
 @pytest.mark.parametrize(
