@@ -7,7 +7,7 @@ set -u
 out=${1:?usage: benchmarks/device.sh OUT}
 mkdir -p "$out"
 python=${PYTHON:-python3}
-parts=${PARTS:-check bert opt vit torch int8 int8_128}
+parts=${PARTS:-kernels attention bert_gpu bert bert_blockwise opt_gpu opt vit torch check int8}
 size=() small=() rounds=()
 if [ -n "${SMALL:-}" ]; then
   size=(--size=512 --layers=1) small=(--layers=1 --batch_size=2 --steps=1 --rounds=1)
@@ -23,6 +23,19 @@ part() { # NAME SECONDS COMMAND...
   echo "$name: status $? after $((SECONDS - began)) s" >> "$out/parts.log"
 }
 
+# What decides whether kernels are taken by default: are they right, how fast are they alone, and
+# what is left of it in a step.
+lengths=(--lengths=128,512,4096 --batch_tokens=32768 --heads=12)
+[ -n "${SMALL:-}" ] && lengths=(--lengths=128,256 --batch_tokens=512 --heads=2 --rounds=1)
+part kernels 240 "$python" -m benchmarks.attention_check --paths=gpu,blockwise --seconds=60
+part attention 150 "$python" -m benchmarks.attention "${lengths[@]}" --dtype=bfloat16
+part attention_causal 100 "$python" -m benchmarks.attention "${lengths[@]}" --dtype=bfloat16 --causal
+for kernel in gpu blockwise; do
+  for family in bert opt vit; do
+    part ${family}_$kernel 120 "$python" -m benchmarks.train_step --family=$family \
+      --kernel=$kernel "${small[@]}"
+  done
+done
 part check 300 "$python" -m benchmarks.device_check "${size[@]}"
 for family in bert opt vit; do
   part $family 120 "$python" -m benchmarks.train_step --family=$family "${small[@]}"
@@ -35,6 +48,6 @@ part int8_128 240 "$python" -m benchmarks.int8 --batch_size=128 "${rounds[@]}"
 
 cat "$out/parts.log"
 for name in $parts; do
-  grep -E "^(product|a float32|logits|bert|opt|vit|vanilla|clipped|gated|all pos|PyTorch|f32|bf16|simulated|int8|largest|.*jax )" \
+  grep -E "^(one tile|plain|four|BERT,|OPT,|ViT|segments|more|wide|few|long|product|a float32|logits|bert|opt|vit|vanilla|clipped|gated|all pos|jax.nn|PyTorch|f32|bf16|simulated|int8|largest|.*jax )" \
     "$out/$name.log" || tail -n 3 "$out/$name.log"
 done

@@ -41,6 +41,7 @@ def configurations(options: argparse.Namespace) -> dict[str, ConfigDict]:
     for config in configs.values():
         config.train.batch_size = options.batch_size or BATCHES[options.family]
         config.model.num_layers = options.layers or config.model.num_layers
+        config.train.attention_kernel = options.kernel
     return configs
 
 
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--family", choices=RECIPES, default="bert")
     parser.add_argument("--batch_size", type=int, default=0, help="0: that of one accelerator")
     parser.add_argument("--layers", type=int, default=0, help="0: all")
+    parser.add_argument("--kernel", default="auto", help="train.attention_kernel")
     parser.add_argument("--steps", type=int, default=10, help="steps in a round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
