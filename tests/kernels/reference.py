@@ -43,7 +43,9 @@ def on_the_edge(scheme: Scheme, q, k, extras: Extras) -> jax.Array:
     if not scheme.clips:
         return jnp.zeros((*q.shape[:3], 1), bool)
     stretched, seen = stretched_probs(scheme, q, k, extras)
-    nearest = jnp.minimum(jnp.abs(stretched), jnp.abs(stretched - 1))
+    nearest = jnp.abs(stretched)
+    if scheme.zeta > 1:  # else 1 is reached by rows of a single key, which pass no gradient anyway
+        nearest = jnp.minimum(nearest, jnp.abs(stretched - 1))
     near = seen & (nearest < 1e-5 * jnp.abs(stretched - scheme.gamma))
     return jnp.swapaxes(jnp.any(near, axis=-1), 1, 2)[..., None]
 
