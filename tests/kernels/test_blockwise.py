@@ -16,7 +16,7 @@ from tests.kernels.reference import unfused
 CLIPPED = Scheme(0.25, gamma=-0.03, zeta=1.03)
 
 
-@pytest.mark.parametrize("examples", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [6, pytest.param(60, marks=pytest.mark.slow)])
 def test_random_attentions_are_the_formula(examples):
     @hypothesis.settings(max_examples=examples, phases=(hypothesis.Phase.generate,), deadline=None)
     @hypothesis.given(case=cases())
