@@ -17,30 +17,26 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.kernels.attention import PATHS, fused_attention
-from quantizable_flax.kernels.scheme import Extras, Scheme
-from quantizable_flax.nn.attention import attention_context, attention_scores
-from quantizable_flax.nn.softmax import clipped_softmax
+from quantizable_flax import dot_product_attention, make_softmax
+from quantizable_flax.kernels.attention import PATHS
+from quantizable_flax.kernels.scheme import Scheme
 
 GAMMAS = {"vanilla": 0.0, "clipped": -0.025}
 Attend = Callable[..., jax.Array]
 
 
-def unfused(scheme: Scheme, q, k, v, key) -> jax.Array:
-    """Scores and probabilities in whole, dropout as Flax draws it."""
-    scores = attention_scores(q, k)
-    mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None] if scheme.causal else None
-    probs = clipped_softmax(scores, mask, gamma=scheme.gamma, zeta=scheme.zeta)
-    if scheme.dropout_rate:
-        keep = jax.random.bernoulli(key, 1.0 - scheme.dropout_rate, probs.shape)
-        probs = jnp.where(keep, probs / (1.0 - scheme.dropout_rate), 0.0)
-    return attention_context(probs, v)
-
-
-def fused(path: str, scheme: Scheme, q, k, v, key) -> jax.Array:
-    """One of our fused programs."""
-    seed = jax.random.bits(key, (2,)) if scheme.dropout_rate else None
-    return fused_attention(path, scheme, q, k, v, Extras(seed=seed))
+def ours(implementation: str, scheme: Scheme, q, k, v, key) -> jax.Array:
+    """The one with whole matrices, or one of our fused programs."""
+    return dot_product_attention(
+        q,
+        k,
+        v,
+        is_causal=scheme.causal,
+        implementation=implementation,
+        softmax=make_softmax("clipped", gamma=scheme.gamma, zeta=scheme.zeta),
+        dropout_rate=scheme.dropout_rate,
+        dropout_key=key,
+    )
 
 
 def library(implementation: str, scheme: Scheme, q, k, v, key) -> jax.Array:
@@ -54,10 +50,8 @@ def library(implementation: str, scheme: Scheme, q, k, v, key) -> jax.Array:
 def paths(scheme: Scheme) -> dict[str, Attend]:
     """Name -> `(q, k, v, key) -> context`, those that the platform has."""
     platform = jax.default_backend()
-    found: dict[str, Attend] = {"unfused": functools.partial(unfused, scheme)}
-    for path in PATHS:
-        if path in ("blockwise", platform):
-            found[path] = functools.partial(fused, path, scheme)
+    names = ["unfused", *(path for path in PATHS if path in ("blockwise", platform))]
+    found: dict[str, Attend] = {name: functools.partial(ours, name, scheme) for name in names}
     if not scheme.clips and not scheme.dropout_rate:
         kind = "cudnn" if platform == "gpu" else "xla"
         found[f"jax.nn ({kind})"] = functools.partial(library, kind, scheme)

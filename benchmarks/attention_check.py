@@ -24,7 +24,8 @@ import numpy as np
 from quantizable_flax.kernels import gpu
 from quantizable_flax.kernels.attention import fused_attention
 from quantizable_flax.kernels.random_bits import kept, row_words
-from quantizable_flax.kernels.scheme import Extras, Scheme, padding_ids, visible
+from quantizable_flax.kernels.scheme import Extras, Scheme, visible
+from quantizable_flax.nn.mask import Mask
 
 TOLERANCE = 0.02
 SINK_TOLERANCE = 0.1  # of a sum over all queries whose terms are of either sign
@@ -79,7 +80,7 @@ def arrays_of(case: Case):
     if case.mask == "padding":  # the last row of a batch of several sees nothing
         shown = rng.random((case.batch, case.keys)) < 0.7
         shown[1:] = False
-        ids = padding_ids(jnp.asarray(shown), case.queries)
+        ids = Mask(jnp.asarray(shown)).extras(case.batch, case.queries, case.keys)[:2]
     elif case.mask == "segments":
         ids = (
             jnp.asarray(np.sort(rng.integers(-1, 3, (case.batch, n)), axis=1), jnp.int32)

@@ -23,7 +23,6 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 HIDDEN = -1  # the id of a key that no query sees
 
@@ -75,12 +74,6 @@ class Extras(NamedTuple):
 
 
 NO_EXTRAS = Extras()
-
-
-def padding_ids(key_visible_BxS: jax.Array, queries: int) -> tuple[jax.Array, jax.Array]:
-    """True where a key is no padding -> (query_ids [B, queries], key_ids [B, S])."""
-    key_ids = jnp.where(key_visible_BxS, 0, HIDDEN).astype(jnp.int32)
-    return jnp.zeros((key_ids.shape[0], queries), jnp.int32), key_ids
 
 
 def visible(

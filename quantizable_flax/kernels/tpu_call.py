@@ -38,35 +38,32 @@ class Specs:
     query: Index
     key: Index
 
-    def _spec(self, shape: tuple[int, ...], index: Callable[..., Any]) -> pl.BlockSpec:
-        return pl.BlockSpec(shape, index)
-
     def queries(self) -> pl.BlockSpec:
         """Of q and what has its shape."""
         shape = (1, self.plan.block_q, self.plan.tiles * self.plan.lanes)
-        return self._spec(shape, lambda b, h, i, j, ref: (b, self.query(i, j, ref), h))
+        return pl.BlockSpec(shape, lambda b, h, i, j, ref: (b, self.query(i, j, ref), h))
 
     def keys(self, key: Index | None = None) -> pl.BlockSpec:
         """Of k and v and what has their shape."""
         key = key or self.key
         shape = (1, self.plan.block_k, self.plan.tiles * self.plan.lanes)
-        return self._spec(shape, lambda b, h, i, j, ref: (b, key(i, j, ref), h))
+        return pl.BlockSpec(shape, lambda b, h, i, j, ref: (b, key(i, j, ref), h))
 
     def rows(self) -> pl.BlockSpec:
         """Of numbers of rows of scores, [B, heads, 1, T]."""
         shape = (1, self.plan.step_heads, 1, self.plan.block_q)
-        return self._spec(shape, lambda b, h, i, j, ref: (b, h, 0, self.query(i, j, ref)))
+        return pl.BlockSpec(shape, lambda b, h, i, j, ref: (b, h, 0, self.query(i, j, ref)))
 
     def ids_and_sink(self, extras: Extras) -> tuple[pl.BlockSpec | None, ...]:
         """Of what `ids_and_sink` returns."""
         ids: tuple[pl.BlockSpec | None, ...] = (None, None)
         if extras.query_ids is not None:
             ids = (
-                self._spec(
+                pl.BlockSpec(
                     (1, 1, self.plan.block_q),
                     lambda b, h, i, j, ref: (b, 0, self.query(i, j, ref)),
                 ),
-                self._spec(
+                pl.BlockSpec(
                     (1, 1, self.plan.block_k), lambda b, h, i, j, ref: (b, 0, self.key(i, j, ref))
                 ),
             )

@@ -109,9 +109,11 @@ class MultiHeadAttention(nn.Module):
         path = "unfused"
         if cache_at is None and all(site.passes() for site in sites):
             path = choose(self.kernel, self.softmax, mask, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK)
-        attend = self._unfused if path == "unfused" else functools.partial(self._fused, path)
+        attend = functools.partial(self._fused, path)
+        if path == "unfused":
+            attend = functools.partial(self._unfused, sites)
         rate = self.dropout_rate if train else 0.0
-        context_BxTxHxK = attend(sites, q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask, rate)
+        context_BxTxHxK = attend(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask, rate)
         mask = dense(mask, x_BxTxD.shape[1], k_BxTxHxK.shape[1])
         context_BxTxD = self._gated(context_BxTxHxK, x_BxTxD, mask)
         if not self.output_projection:
@@ -137,9 +139,8 @@ class MultiHeadAttention(nn.Module):
             probs_BxHxTxS = nn.Dropout(rate, deterministic=False)(values(probs_BxHxTxS))
         return attention_context(probs_BxHxTxS, v_BxSxHxK)
 
-    def _fused(self, path, sites, q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, mask, rate: float) -> jax.Array:
+    def _fused(self, path, q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, mask, rate: float) -> jax.Array:
         """The same context by one program, its scores in no memory."""
-        del sites
         return fused(
             path,
             self.softmax,
@@ -213,10 +214,12 @@ class MultiHeadAttention(nn.Module):
         )
 
 
-def attention_scores(q_BxTxHxK: Tensor, k_BxSxHxK: Tensor, precision: Any = None) -> jax.Array:
-    """`q . k / sqrt(d)` in float32: [B, H, T, S]; any batch axes."""
+def attention_scores(
+    q_BxTxHxK: Tensor, k_BxSxHxK: Tensor, precision: Any = None, scale: float | None = None
+) -> jax.Array:
+    """`q . k / sqrt(d)`, or `scale q . k`, in float32: [B, H, T, S]; any batch axes."""
     scores = product("...THK,...SHK->...HTS", q_BxTxHxK, k_BxSxHxK, precision=precision)
-    return scores / math.sqrt(q_BxTxHxK.shape[-1])
+    return scores / math.sqrt(q_BxTxHxK.shape[-1]) if scale is None else scores * scale
 
 
 def attention_context(probs_BxHxTxS: Tensor, v_BxSxHxK: Tensor, precision: Any = None) -> jax.Array:

@@ -9,7 +9,7 @@ from flax.linen.dtypes import promote_dtype
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.nn.attention import attention_context, attention_scores
-from quantizable_flax.nn.functional import as_mask, for_each_head
+from quantizable_flax.nn.functional import as_mask, dropped, for_each_head
 from quantizable_flax.nn.fused import choose, fused
 from quantizable_flax.nn.softmax_config import make_softmax
 from quantizable_flax.quantization.tensor import beside
@@ -97,7 +97,7 @@ def attention_fn(
         if module is not None:
             module.sow("intermediates", "attention_weights", probs)
         if rate and dropout_rng is not None:
-            probs = _dropout(probs, rate, dropout_rng, broadcast_dropout)
+            probs = dropped(probs, rate, dropout_rng, broadcast=broadcast_dropout)
         return attention_context(probs, value, precision)
 
     return attend
@@ -110,10 +110,3 @@ def _refuse(**products: Callable | None) -> None:
             f"attention_fn computes its products itself, found {given[0]}: leave it out, or take "
             "quantizable_flax.MultiHeadAttention for quantized products."
         )
-
-
-def _dropout(probs: jax.Array, rate: float, rng: jax.Array, broadcast: bool) -> jax.Array:
-    keep = 1.0 - rate
-    # Broadcast means one mask for all of the batch and heads, as Flax does it.
-    shape = (1,) * (probs.ndim - 2) + probs.shape[-2:] if broadcast else probs.shape
-    return jnp.where(jax.random.bernoulli(rng, keep, shape), probs / keep, 0.0)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError
+from quantizable_flax.nn.attention import attention_context, attention_scores
 from quantizable_flax.nn.fused import choose, fused
 from quantizable_flax.nn.mask import Mask, dense
 from quantizable_flax.nn.softmax_config import VANILLA, SoftmaxConfig
-from quantizable_flax.quantization.tensor import beside, product
+from quantizable_flax.quantization.tensor import beside
 
 
 def dot_product_attention(
@@ -113,16 +114,20 @@ def unfused(
     bias: jax.Array | None = None,
 ) -> jax.Array:
     """As `nn.fused.fused`, by way of all scores and probabilities."""
-    scores = product("BTHK,BSHK->BHTS", q_BxTxHxK, k_BxSxHxK)
-    scores = scores * (q_BxTxHxK.shape[-1] ** -0.5 if scale is None else scale)
+    scores = attention_scores(q_BxTxHxK, k_BxSxHxK, scale=scale)
     if bias is not None:
         scores = scores + beside(bias.astype(scores.dtype), scores)
     probs = softmax(scores, dense(mask, *scores.shape[-2:]), sink_H)
     if dropout_rate and dropout_key is not None:
-        keep = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, probs.shape)
-        probs = jnp.where(keep, probs / (1.0 - dropout_rate), 0.0)
-    dtype = v_BxSxHxK.dtype
-    return product("BHTS,BSHK->BTHK", probs, v_BxSxHxK, dtype=dtype).astype(dtype)
+        probs = dropped(probs, dropout_rate, dropout_key)
+    return attention_context(probs, v_BxSxHxK)
+
+
+def dropped(probs: jax.Array, rate: float, key: jax.Array, *, broadcast: bool = False) -> jax.Array:
+    """Probabilities after dropout; broadcast means one mask for all of the batch and heads."""
+    keep = 1.0 - rate
+    shape = (1,) * (probs.ndim - 2) + probs.shape[-2:] if broadcast else probs.shape
+    return jnp.where(jax.random.bernoulli(key, keep, shape), probs / keep, 0.0)
 
 
 def as_mask(mask: jax.Array | Mask | None, batch: int, causal: bool) -> jax.Array | Mask | None:

@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from quantizable_flax.kernels.attention import fused_attention
-from quantizable_flax.kernels.scheme import Extras, Scheme, padding_ids
+from quantizable_flax.kernels.scheme import Extras, Scheme
+from quantizable_flax.nn.mask import Mask
 from tests.kernels.reference import on_the_edge, unfused
 
 # Relative to the largest entry of the exact result.
@@ -36,9 +37,8 @@ def extras_of(case: Case) -> Extras:
     rng = np.random.default_rng(case.seed + 1)
     ids: tuple = (None, None)
     if case.mask == "padding":  # the first row of the batch sees nothing
-        ids = padding_ids(
-            jnp.asarray(rng.random((case.batch, case.keys)) < 0.6).at[0].set(False), case.queries
-        )
+        shown = jnp.asarray(rng.random((case.batch, case.keys)) < 0.6).at[0].set(False)
+        ids = Mask(shown).extras(case.batch, case.queries, case.keys)[:2]
     elif case.mask == "segments":
         ids = tuple(
             jnp.asarray(np.sort(rng.integers(-1, 3, (case.batch, n)), axis=1), jnp.int32)
