@@ -1,6 +1,7 @@
 """Losses over labelled items; label -100 means that a token counts for nothing."""
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from quantizable_flax.nn.partition import splits_length
+from quantizable_flax.nn.partition import is_partitioned, platform, splits_length
 from quantizable_flax.quantization.tensor import Quantized, Tensor, beside
 
 IGNORED = -100
+FEWEST_ROWS = 256  # of logits at a time on a CPU
+FAR = 3e38  # further than any two logits are apart; finite, for 0 * inf is none
 
 
 class Scores(NamedTuple):
@@ -70,18 +73,24 @@ def _judge(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     A tie is not right: whoever predicts nothing would be, on all equal logits. Nor is a NaN
     anywhere, nor a label out of range, whose logit is 0 here.
     """
-    # A masked sum, no gather: every device looks among its own part of the vocabulary.
-    tokens = jnp.arange(logits.shape[-1])
-    is_label = beside(tokens, logits) == labels[..., None].astype(tokens.dtype)
-    own = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
-    highest_other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
     known = (labels >= 0) & (labels < logits.shape[-1])
+    tokens = jnp.arange(logits.shape[-1], dtype=jnp.float32)  # exact below 2^24
+    away = jnp.abs(beside(tokens, logits) - labels[..., None].astype(jnp.float32))
+    if platform() == "cpu" and not is_partitioned():
+        found = jnp.take_along_axis(logits, jnp.where(known, labels, 0)[..., None], axis=-1)
+        own = jnp.where(known, found[..., 0], 0.0)
+    else:  # a masked sum: every device looks among its own part of the vocabulary
+        own = jnp.sum(jnp.where(away == 0.0, logits, 0.0), axis=-1)
+    # Float arithmetic lowers the label: XLA:CPU takes four times as long for a maximum over a
+    # predicate or over integers.
+    lowered = logits - jnp.float32(FAR) * jnp.maximum(1.0 - away, 0.0)
+    highest_other = jnp.max(lowered, axis=-1)
     return own, known & (own > highest_other)
 
 
 def chunked_scores(
-    logits_of: Callable[[jax.Array], jax.Array],
-    x_BxTxD: jax.Array,
+    logits_of: Callable[[Any], jax.Array],
+    x_BxTxD: Tensor,
     labels_BxT: jax.Array,
     chunk: int,
 ) -> Scores:
@@ -93,11 +102,17 @@ def chunked_scores(
     Args:
       logits_of: [..., D] -> [..., V], called with rows, or with [B, c, D] where a mesh splits
         sequences; what it reads must be arrays, no state of a module.
-      x_BxTxD: what the head multiplies.
+      x_BxTxD: what the head multiplies, an array or a tensor on a grid.
       labels_BxT: labels, -100 for none.
-      chunk: positions of each sequence at a time; 0 for all of them.
+      chunk: positions of each sequence at a time, on a CPU at most; 0 for all of them.
     """
+    if isinstance(x_BxTxD, Quantized) and jnp.ndim(x_BxTxD.scale):
+        x_BxTxD = x_BxTxD.values()
+    elif isinstance(x_BxTxD, Quantized):
+        on_grid, of_tensor = x_BxTxD, logits_of
+        x_BxTxD, logits_of = on_grid.codes, lambda codes: of_tensor(on_grid.with_codes(codes))
     batch, length = labels_BxT.shape
+    chunk = min(chunk, _in_cache(batch, x_BxTxD.shape[-1]))
 
     def of_rows(x: jax.Array) -> jax.Array:
         # In [B, c, V] XLA:TPU makes the positions columns, and turns the gradient by a copy.
@@ -118,6 +133,17 @@ def chunked_scores(
     x_NxBxCxD, labels_NxBxC = split(x_BxTxD), split(labels_BxT)
     converted, read = jax.closure_convert(of_rows, x_NxBxCxD[0])
     return _by_chunks(converted, read, x_NxBxCxD, labels_NxBxC)
+
+
+def _in_cache(batch: int, width: int) -> int:
+    """Positions of each sequence whose logits a CPU's cache should hold.
+
+    Fewer rows than the table is wide would move more of its gradient, added up chunk by chunk, than
+    they keep of logits from memory.
+    """
+    if platform() != "cpu" or is_partitioned():
+        return sys.maxsize
+    return -(-max(FEWEST_ROWS, width) // batch)
 
 
 def _sums(

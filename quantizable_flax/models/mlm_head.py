@@ -37,15 +37,15 @@ class MlmHead(nn.Module):
 
     def scores(self, x_BxTxD: Tensor, word: Embed, labels_BxT: jax.Array) -> Scores:
         """Scores the labels, the logits of so many positions at a time as configured."""
-        c = self.config
-        if c.head_quant is not None:
+        rounded = self.logits.as_function()
+        if rounded is None:
             return token_scores(self(x_BxTxD, word), labels_BxT)
         attend, bias_V = word.decoder(), self.bias
         return chunked_scores(
-            lambda x: attend(x) + beside(bias_V, x),
-            values(self._transform(x_BxTxD)),
+            lambda x: values(rounded(attend(x) + beside(bias_V, x))),
+            self._transform(x_BxTxD),
             labels_BxT,
-            c.loss_chunk,
+            self.config.loss_chunk,
         )
 
     def _transform(self, x: Tensor) -> Tensor:

@@ -179,10 +179,12 @@ class OptForCausalLM(nn.Module):
         x_BxTxD = self._encode(batch["input_ids"], batch.get("attention_mask"), train)
         # Shifting the labels instead of the logits copies no [B, T, V] array.
         labels_BxT = jnp.pad(batch["labels"][:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
-        if self.config.head_quant is not None:
+        rounded, attend = self.logits.as_function(), self.embeddings.word.decoder()
+        if rounded is None:
             return token_scores(self.head(x_BxTxD), labels_BxT)
-        attend, chunk = self.embeddings.word.decoder(), self.config.loss_chunk
-        return chunked_scores(attend, values(x_BxTxD), labels_BxT, chunk)
+        return chunked_scores(
+            lambda x: values(rounded(attend(x))), x_BxTxD, labels_BxT, self.config.loss_chunk
+        )
 
     def extend(
         self,

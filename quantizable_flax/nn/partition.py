@@ -46,6 +46,12 @@ def splits_length() -> bool:
     return mesh is not None and mesh.shape["sequence"] > 1
 
 
+def is_partitioned() -> bool:
+    """Whether XLA splits the program of the trace over several devices."""
+    mesh = _mesh.get()
+    return mesh is not None and mesh.size > 1
+
+
 def platform() -> str:
     """Where the program of the trace will run: "cpu", "gpu" or "tpu"."""
     mesh = _mesh.get()

@@ -67,12 +67,33 @@ class Site(nn.Module):
     @nn.nowrap
     def passes(self) -> bool:
         """Whether a call would be the identity, and record nothing."""
-        if self.quant is not None or self.is_initializing():
-            return False
+        return self.quant is None and not self.is_initializing() and not self._records()
+
+    @nn.nowrap
+    def as_function(self) -> Callable[[jax.Array], Tensor] | None:
+        """What a call computes, reading nothing from the module, so that a loop can trace it.
+
+        None where a call would record what it sees, or look at all of x for its range.
+        """
+        if self._records(RANGES, STORED, GRIDS):
+            return None
+        spec = self.quant
+        if spec is None or self.is_initializing():
+            return lambda x: x
+        if spec.activation_ranges == "token":
+            return None
+        bits = spec.bits(site_path(self))
+        if bits is None:
+            return lambda x: x
+        grid = self._grid(jnp.zeros(()), spec, bits)
+        return functools.partial(on_grid, grid=grid, bits=bits, spec=spec, switch=switch_of(self))
+
+    @nn.nowrap
+    def _records(self, *collections: str) -> bool:
         # Flax's `capture_intermediates` asks for what a call returns.
-        if any(self.is_mutable_collection(name) for name in (STATS, "intermediates")):
-            return False
-        return not (self.has_variable(PENALTY, "limit") or self.has_variable(SHOWN, "asked"))
+        if any(self.is_mutable_collection(c) for c in (STATS, "intermediates", *collections)):
+            return True
+        return self.has_variable(PENALTY, "limit") or self.has_variable(SHOWN, "asked")
 
     def _quantized(self, x: jax.Array, visible: jax.Array | None) -> Tensor:
         spec = self.quant
@@ -84,10 +105,15 @@ class Site(nn.Module):
             low, high = jax.lax.stop_gradient(ranges.min_max_of_rows(seen))
             grid = make_grid(low, high, bits, symmetric=spec.activation_symmetric)
         else:
-            known = functools.partial(self._range, x, spec, bits)
-            grid = _site_grid(self, known, bits, symmetric=spec.activation_symmetric)
-        return on_grid(self, x, grid, bits, spec)
+            grid = self._grid(x, spec, bits)
+        return on_grid(x, grid, bits, spec, switch_of(self))
 
+    @nn.nowrap
+    def _grid(self, x: jax.Array, spec: QuantSpec, bits: int) -> Grid:
+        known = functools.partial(self._range, x, spec, bits)
+        return _site_grid(self, known, bits, symmetric=spec.activation_symmetric)
+
+    @nn.nowrap
     def _range(self, x: jax.Array, spec: QuantSpec, bits: int) -> ranges.Range:
         def estimate(old: estimators.State) -> estimators.State:
             return estimators.update(
@@ -138,7 +164,7 @@ class WeightSite(nn.Module):
             self._store(quantize_int8(w, grid))
         if rows is not None:
             w, grid = w[rows], _rows_of(grid, rows)
-        return on_grid(self, w, grid, bits, spec)
+        return on_grid(w, grid, bits, spec, switch_of(self))
 
     def stored(self) -> Quantized | None:
         """The weight as int8 codes, if the parameters hold it so."""
@@ -184,14 +210,19 @@ def site_path(site: nn.Module) -> str:
     return "/".join(site.path)
 
 
-def on_grid(site: nn.Module, x: jax.Array, grid: Grid, bits: int, spec: QuantSpec) -> Tensor:
-    """x on the grid in the form that the backend wants; x itself where the site is switched off."""
+def on_grid(
+    x: jax.Array, grid: Grid, bits: int, spec: QuantSpec, switch: jax.Array | None = None
+) -> Tensor:
+    """x on the grid in the form that the backend wants; x itself where the switch is off."""
     if spec.holds_int8(bits):
         return quantize_int8(x, grid)
     rounded = quantize(x, grid, wide=bits > INT8_BITS)
-    if site.has_variable(SWITCHES, "on"):
-        return jnp.where(site.get_variable(SWITCHES, "on"), rounded.values(), x)
-    return rounded
+    return rounded if switch is None else jnp.where(switch, rounded.values(), x)
+
+
+def switch_of(site: nn.Module) -> jax.Array | None:
+    """Whether the site quantizes, where the caller says."""
+    return site.get_variable(SWITCHES, "on") if site.has_variable(SWITCHES, "on") else None
 
 
 def _rows_of(grid: Grid, rows: jax.Array | slice) -> Grid:
