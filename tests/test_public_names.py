@@ -47,9 +47,15 @@ def test_models_and_attention_need_jax_and_flax_alone():
 
 def test_a_library_comes_when_it_is_used():
     assert "aqt" in imported("import quantizable_flax.quantization.aqt_backend")
+    # The one is never needed for the other.
+    uses = "from quantizable_flax.quantization import grid, tensor; from jax.numpy import ones"
+    rounding = "tensor.fake_quantize(ones(3), grid.symmetric_grid(-ones(()), ones(()), 8){})"
+    assert imported(uses, rounding.format("")) & {"aqt", "qwix"} == {"aqt"}
+    other = imported(uses, rounding.format(", library='qwix'"))
+    assert other & {"aqt", "qwix"} == {"qwix"}
     loading = imported("qf.load")
     assert "orbax" in loading
-    assert not loading & {"aqt", "grain", "optax", "tokenizers", "tqdm", "PIL", "sklearn"}
+    assert not loading & {"aqt", "qwix", "grain", "optax", "tokenizers", "tqdm", "PIL", "sklearn"}
 
 
 def words(docstring: str) -> set[str]:

@@ -30,6 +30,7 @@ ORDER = (
 # Each library behind one door.
 DOORS = {
     "aqt": {"quantization/aqt_backend.py"},
+    "qwix": {"quantization/qwix_backend.py"},
     "tokenizers": {"data/text/subword.py"},
     "tensorflow_datasets": {"data/tfds_source.py"},
     "datasets": {"data/hub_library.py"},

@@ -45,7 +45,7 @@ def define_flags() -> None:
         "point only. What all of them share is set by --config.quant.KEY=VALUE.",
     )
     flags.DEFINE_string(
-        "backend", "simulated", "simulated in float32, or int8: products of integers through AQT."
+        "backend", "simulated", "simulated in float32, or int8: products of integers."
     )
     flags.DEFINE_integer(
         "calibration_seeds",

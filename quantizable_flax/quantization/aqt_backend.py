@@ -1,84 +1,42 @@
-"""Rounding, codes and integer products through AQT; only this file imports aqt."""
+"""Rounding, values and integer products through AQT; only this file imports aqt."""
 
 import jax
 import jax.numpy as jnp
-from aqt.jax.v2 import aqt_dot_general, aqt_tensor, utils
-from aqt.jax.v2.numerics import numerics
+from aqt.jax.v2 import aqt_dot_general, aqt_tensor
+from aqt.jax.v2.numerics import int_numerics
 
-from quantizable_flax.quantization.grid import Grid, rounded
+from quantizable_flax.quantization.grid import centred
 
-
-@utils.flax_slots_kw_only_dataclass
-class AffineNumerics(numerics.AqtNumerics):
-    """AQT numerics of integers relative to a zero point.
-
-    AQT's own IntSymmetric drops the lowest code and its QTensor multiplies by the reciprocal of
-    the scale; the published scheme keeps [-2^(b-1), 2^(b-1) - 1] and divides, and ties then round
-    differently. So the division is ours, and AQT gets the rounding rule and the clip as numerics.
-    """
-
-    grid: Grid
-
-    def get_dtype(self):
-        """Codes stay in float32: at 16 bits they would not fit one integer type."""
-        return jnp.float32
-
-    def get_quant_bound(self):
-        """The width of the grid in steps, AQT's meaning for asymmetric scaling."""
-        return self.grid.upper - self.grid.lower
-
-    def vjp_fwd(self, x, context):
-        """Rounds half to even, clips; the residual says where the gradient passes."""
-        del context
-        lower, upper = self.grid.lower, self.grid.upper
-        # The zero point joins after the rounding: before it, an odd one would flip the ties.
-        code = jnp.round(x) + self.grid.zero_point
-        return jnp.clip(code, lower, upper), (lower <= code) & (code <= upper)
-
-    def vjp_bwd(self, res, grad):
-        """Straight through inside the grid, 0 where the code was clipped."""
-        return jnp.where(res, grad, 0.0), None
+# AQT's clip drops the lowest code and its QTensor multiplies by the reciprocal of the scale; the
+# published scheme keeps [-2^(b-1), 2^(b-1) - 1] and divides, and ties then round differently. So
+# division and clip are ours, and AQT rounds; of `bits` it then asks only that float32 holds them.
+ROUNDING = int_numerics.IntSymmetric(
+    bits=16,
+    preserve_zero=True,
+    preserve_max_val=True,
+    clip=False,
+    clip_gradient=False,
+    round=True,
+    noise_fn=None,
+)
 
 
-@jax.custom_vjp
-def affine_codes(steps: jax.Array, grid: Grid) -> jax.Array:
-    """Rounds x / scale to the codes of the grid, float32 holding integers in [lower, upper].
-
-    Gradients to `steps` and to the zero point are straight-through: 1 where the code lies on the
-    grid, 0 where it was clipped.
-    """
-    codes, _ = AffineNumerics(grid=grid).vjp_fwd(steps, None)
-    return codes
+def round_half_to_even(steps: jax.Array) -> jax.Array:
+    """Rounds float32 to integers in float32: at 16 bits codes would not fit one integer type."""
+    return ROUNDING.vjp_fwd(steps, None)[0]
 
 
-def _forward(steps, grid):
-    codes, passes = AffineNumerics(grid=grid).vjp_fwd(steps, None)
-    return codes, (passes, grid)
-
-
-def _backward(res, cotangent):
-    passes, grid = res
-    grad, _ = AffineNumerics(grid=grid).vjp_bwd(passes, cotangent)
-    zeros = jax.tree.map(jnp.zeros_like, grid)
-    return grad, zeros._replace(zero_point=_sum_to(grad, jnp.shape(grid.zero_point)))
-
-
-affine_codes.defvjp(_forward, _backward)
-
-
-def _sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Sums x over the axes along which an array of this shape was broadcast to it."""
-    x = jnp.sum(x, tuple(range(x.ndim - len(shape))))
-    axes = tuple(i for i, size in enumerate(shape) if size == 1 and x.shape[i] != 1)
-    return jnp.sum(x, axes, keepdims=True)
-
-
-def dequantize(centred: jax.Array, scale: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Returns `scale * centred` through AQT's QTensor, cast to dtype."""
+def dequantize(codes: jax.Array, zero_point: jax.Array | None, scale: jax.Array) -> jax.Array:
+    """Returns `scale * (codes - zero_point)` in float32 through AQT's QTensor."""
+    # A bias of AQT's is in the tensor's unit, so the zero point leaves before.
     tensor = aqt_tensor.QTensor(
-        qvalue=centred, scale=[scale], scale_t=None, bias=[], dequant_dtype=jnp.float32
+        qvalue=centred(codes, zero_point),
+        scale=[scale],
+        scale_t=None,
+        bias=[],
+        dequant_dtype=jnp.float32,
     )
-    return rounded(tensor.dequant()).astype(dtype)
+    return tensor.dequant()
 
 
 def integer_einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -62,6 +62,12 @@ def make_grid(x_min: jax.Array, x_max: jax.Array, bits: int, *, symmetric: bool)
     return (symmetric_grid if symmetric else asymmetric_grid)(x_min, x_max, bits)
 
 
+def centred(codes: jax.Array, zero_point: jax.Array | None) -> jax.Array:
+    """`codes - zero_point` in float32: integers, exactly; no zero point is one of 0."""
+    codes = codes.astype(jnp.float32)
+    return codes if zero_point is None else codes - zero_point.astype(jnp.float32)
+
+
 def rounded(product: jax.Array) -> jax.Array:
     """Returns product, rounded to float32 before anything is added to it.
 

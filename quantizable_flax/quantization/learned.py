@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from quantizable_flax.quantization.grid import MIN_MAX, Grid, make_grid, symmetric_bounds
-from quantizable_flax.quantization.tensor import affine_codes
+from quantizable_flax.quantization.libraries import AQT, affine_codes
 
 GRID = "grid"  # name of a site's parameters
 
@@ -34,7 +34,9 @@ def begin(x_min: jax.Array, x_max: jax.Array, bits: int, *, symmetric: bool) -> 
     return {"scale": grid.scale, "zero": jnp.clip(-low / step, 0.0, grid.upper)}
 
 
-def learned_grid(parameters: Mapping[str, jax.Array], bits: int, *, symmetric: bool) -> Grid:
+def learned_grid(
+    parameters: Mapping[str, jax.Array], bits: int, *, symmetric: bool, library: str = AQT
+) -> Grid:
     """Returns the grid of such parameters, differentiable towards `scale` and `zero`.
 
     A scale below the floor of grid.py counts as the floor, but keeps its gradient, so that it can
@@ -48,7 +50,7 @@ def learned_grid(parameters: Mapping[str, jax.Array], bits: int, *, symmetric: b
         return Grid(scale, jnp.zeros_like(fixed), *symmetric_bounds(signed, bits))
     zero, largest = parameters["zero"], 2.0**bits - 1
     codes = Grid(jnp.ones_like(zero), jnp.zeros_like(zero), 0.0, largest)
-    return Grid(scale, affine_codes(zero, codes), 0.0, largest)
+    return Grid(scale, affine_codes(zero, codes, library), 0.0, largest)
 
 
 def is_grid(path: tuple[str, ...]) -> bool:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from quantizable_flax.errors import UserError
 from quantizable_flax.quantization import estimators, learned, ranges
 from quantizable_flax.quantization.grid import Grid, make_grid
+from quantizable_flax.quantization.libraries import AQT
 from quantizable_flax.quantization.penalty import cost_above
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
 from quantizable_flax.quantization.statistics import inf_norm, kurtosis, token_mean
@@ -111,7 +112,7 @@ class Site(nn.Module):
     @nn.nowrap
     def _grid(self, x: jax.Array, spec: QuantSpec, bits: int) -> Grid:
         known = functools.partial(self._range, x, spec, bits)
-        return _site_grid(self, known, bits, symmetric=spec.activation_symmetric)
+        return _site_grid(self, known, bits, spec, spec.activation_symmetric)
 
     @nn.nowrap
     def _range(self, x: jax.Array, spec: QuantSpec, bits: int) -> ranges.Range:
@@ -159,9 +160,9 @@ class WeightSite(nn.Module):
         if spec is None or bits is None or self.is_initializing():
             return w if rows is None else w[rows]
         known = functools.partial(self._range, w, spec, bits)
-        grid = _site_grid(self, known, bits, symmetric=True)
+        grid = _site_grid(self, known, bits, spec, True)
         if self.is_mutable_collection(STORED) and bits <= INT8_BITS and not self.float_copy:
-            self._store(quantize_int8(w, grid))
+            self._store(quantize_int8(w, grid, library=spec.library))
         if rows is not None:
             w, grid = w[rows], _rows_of(grid, rows)
         return on_grid(w, grid, bits, spec, switch_of(self))
@@ -171,7 +172,8 @@ class WeightSite(nn.Module):
         if not self.has_variable("params", self.parameter):
             return None
         # Parameters that are still numpy arrays cannot be indexed by a traced one.
-        return Quantized(**jax.tree.map(jnp.asarray, self.get_variable("params", self.parameter)))
+        kept = jax.tree.map(jnp.asarray, self.get_variable("params", self.parameter))
+        return Quantized(**kept, library=self.quant.library if self.quant else AQT)
 
     def _range(self, w: jax.Array, spec: QuantSpec, bits: int) -> ranges.Range:
         axis = self.channel_axis if spec.weight_per_channel else None
@@ -215,8 +217,8 @@ def on_grid(
 ) -> Tensor:
     """x on the grid in the form that the backend wants; x itself where the switch is off."""
     if spec.holds_int8(bits):
-        return quantize_int8(x, grid)
-    rounded = quantize(x, grid, wide=bits > INT8_BITS)
+        return quantize_int8(x, grid, library=spec.library)
+    rounded = quantize(x, grid, wide=bits > INT8_BITS, library=spec.library)
     return rounded if switch is None else jnp.where(switch, rounded.values(), x)
 
 
@@ -237,12 +239,12 @@ def _rows_of(grid: Grid, rows: jax.Array | slice) -> Grid:
 
 
 def _site_grid(
-    site: nn.Module, known: Callable[[], ranges.Range], bits: int, *, symmetric: bool
+    site: nn.Module, known: Callable[[], ranges.Range], bits: int, spec: QuantSpec, symmetric: bool
 ) -> Grid:
     """The grid that the parameters hold at a site, else that of its range."""
     if site.has_variable("params", learned.GRID):
         parameters: Any = site.get_variable("params", learned.GRID)
-        return learned.learned_grid(parameters, bits, symmetric=symmetric)
+        return learned.learned_grid(parameters, bits, symmetric=symmetric, library=spec.library)
     low, high, *_ = known()
     if site.is_mutable_collection(GRIDS):
         site.put_variable(GRIDS, learned.GRID, learned.begin(low, high, bits, symmetric=symmetric))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantizable_flax.errors import UserError, check_choice, nearest
+from quantizable_flax.quantization.libraries import AQT, check_library
 
 WEIGHT_ESTIMATORS = ("minmax", "mse")
 ACTIVATION_ESTIMATORS = ("minmax", "mse", "mse_last")  # see estimators.py
@@ -43,6 +44,8 @@ class QuantSpec:
         products of two such tensors run as s8 x s8 -> s32.
       gated_context: where the published scheme puts the context's grid before the gate (OPT),
         add one behind it, so that nothing enters the output projection unquantized.
+      library: "aqt", or "qwix" where it is installed: which does the rounding and the products of
+        integers; the numbers are the same.
     """
 
     weight_bits: int | None = 8
@@ -62,6 +65,7 @@ class QuantSpec:
     site_bits: tuple[tuple[str, int], ...] = ()
     backend: str = "simulated"
     gated_context: bool = True
+    library: str = AQT
 
     def __post_init__(self):
         """Raises UserError for a field outside its domain."""
@@ -72,6 +76,7 @@ class QuantSpec:
         check_choice("quant.weight_estimator", self.weight_estimator, WEIGHT_ESTIMATORS)
         check_choice("quant.activation_ranges", self.activation_ranges, ACTIVATION_RANGES)
         check_choice("the backend", self.backend, BACKENDS)
+        check_library(self.library)
         for pattern in self.patterns():
             try:
                 re.compile(pattern)

@@ -1,30 +1,18 @@
-"""Quantized tensors and their products: our own interface, behind which AQT does the work."""
+"""Quantized tensors and their products: our own interface, behind which AQT or qwix works."""
 
 import dataclasses
 import string
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from quantizable_flax.quantization.grid import Grid, rounded
+from quantizable_flax.quantization.grid import Grid, centred, rounded
+from quantizable_flax.quantization.libraries import AQT, affine_codes, library_named
 
 Move = Callable[[jax.Array], jax.Array]
-
-
-def _aqt() -> ModuleType:
-    # Imported when the first tensor is rounded: attention in floating point needs no AQT.
-    from quantizable_flax.quantization import aqt_backend
-
-    return aqt_backend
-
-
-def affine_codes(x: jax.Array, grid: Grid) -> jax.Array:
-    """Rounds x, in steps of the grid, to its codes: float32, with straight-through gradients."""
-    return _aqt().affine_codes(x, grid)
 
 
 @struct.dataclass
@@ -38,6 +26,7 @@ class Quantized:
       sums: of a weight, int32 sum of its codes over the axis that products contract, or None.
       dtype: of the values.
       wide: whether there are more codes than bfloat16 tells apart, so that it must not hold them.
+      library: which does the arithmetic, see libraries.py.
     """
 
     codes: jax.Array
@@ -46,6 +35,7 @@ class Quantized:
     sums: jax.Array | None = None
     dtype: Any = struct.field(pytree_node=False, default=jnp.float32)
     wide: bool = struct.field(pytree_node=False, default=False)
+    library: str = struct.field(pytree_node=False, default=AQT)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,12 +54,12 @@ class Quantized:
 
     def centred(self) -> jax.Array:
         """`codes - zero_point` in float32: integers, exactly."""
-        codes = self.codes.astype(jnp.float32)
-        return codes if self.zero_point is None else codes - self.zero_point.astype(jnp.float32)
+        return centred(self.codes, self.zero_point)
 
     def values(self) -> jax.Array:
         """The numbers that the codes stand for."""
-        return _aqt().dequantize(self.centred(), self.scale, self.dtype)
+        found = library_named(self.library).dequantize(self.codes, self.zero_point, self.scale)
+        return rounded(found).astype(self.dtype)
 
     def with_codes(self, codes: jax.Array) -> "Quantized":
         """Other codes on the same grid, which must have no axes of its own."""
@@ -122,24 +112,25 @@ def as_rows(x: Tensor) -> Tensor:
     return x.moved(rows) if isinstance(x, Quantized) else rows(x)
 
 
-def quantize(x: jax.Array, grid: Grid, *, wide: bool = True) -> Quantized:
+def quantize(x: jax.Array, grid: Grid, *, wide: bool = True, library: str = AQT) -> Quantized:
     """Rounds x to the grid, with straight-through gradients; the codes are centred floats.
 
     `wide` is False for a grid of at most 8 bits, see `Quantized`.
     """
-    codes = affine_codes(x.astype(jnp.float32) / grid.scale, grid)
-    return Quantized(codes - grid.zero_point, grid.scale, dtype=x.dtype, wide=wide)
+    codes = affine_codes(x.astype(jnp.float32) / grid.scale, grid, library)
+    centre = codes - grid.zero_point
+    return Quantized(centre, grid.scale, dtype=x.dtype, wide=wide, library=library)
 
 
-def quantize_int8(x: jax.Array, grid: Grid) -> Quantized:
+def quantize_int8(x: jax.Array, grid: Grid, *, library: str = AQT) -> Quantized:
     """Rounds x to a grid of at most 8 bits; an unsigned one is shifted by half its width.
 
     The shift keeps codes in int8: products of unsigned by signed bytes are slow on CPUs.
     """
     grid = _signed(grid)
-    codes = affine_codes(x.astype(jnp.float32) / grid.scale, grid)
+    codes = affine_codes(x.astype(jnp.float32) / grid.scale, grid, library).astype(jnp.int8)
     zero_point = grid.zero_point.astype(jnp.int32)
-    return Quantized(codes.astype(jnp.int8), grid.scale, zero_point, dtype=x.dtype)
+    return Quantized(codes, grid.scale, zero_point, dtype=x.dtype, library=library)
 
 
 def _signed(grid: Grid) -> Grid:
@@ -161,9 +152,9 @@ def apart(x: jax.Array) -> jax.Array:
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=23)
 
 
-def fake_quantize(x: jax.Array, grid: Grid) -> jax.Array:
+def fake_quantize(x: jax.Array, grid: Grid, *, library: str = AQT) -> jax.Array:
     """Rounds x to the grid and back, in x's shape and dtype, with straight-through gradients."""
-    return quantize(x, grid).values()
+    return quantize(x, grid, library=library).values()
 
 
 def precision_of(*operands: jax.Array) -> jax.lax.Precision | None:
@@ -229,7 +220,7 @@ def _factor(x: Tensor, dtype: Any) -> jax.Array:
 def _integer_product(equation: str, x: Quantized, y: Quantized) -> jax.Array:
     """`sum (q_x - z_x)(q_y - z_y)` in int32: the zero points leave the sum as corrections."""
     left, right, out = equation.replace("->", ",").split(",")
-    total = _aqt().integer_einsum(equation, x.codes, y.codes)
+    total = library_named(x.library).integer_einsum(equation, x.codes, y.codes)
     contracted = [letter for letter in left if letter not in out]
     length = 1
     for letter in contracted:
