@@ -6,10 +6,10 @@ from typing import Any
 import jax
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.kernels import blockwise, gpu, tpu
+from quantizable_flax.kernels import blockwise, cudnn, gpu, tpu
 from quantizable_flax.kernels.scheme import NO_EXTRAS, Extras, Scheme
 
-PATHS: dict[str, Any] = {"blockwise": blockwise, "gpu": gpu, "tpu": tpu}
+PATHS: dict[str, Any] = {"blockwise": blockwise, "cudnn": cudnn, "gpu": gpu, "tpu": tpu}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -51,9 +51,11 @@ class TransformerConfig:
       dtype: what is computed in, "float32" or "bfloat16"; parameters stay float32.
       remat: what the backward pass computes again instead of keeping it: "none"; "dots", all but
         the products with weights; "full", whole layers.
-      loss_chunk: positions of each sequence whose logits exist at a time; 0 for all.
+      loss_chunk: positions of each sequence whose logits exist at a time, on a CPU at most; 0 for
+        all.
       attention_kernel: what computes attention where it is not measured or quantized: "auto", by
-        the platform; "unfused"; "blockwise", plain XLA in blocks of queries; "gpu" or "tpu".
+        the platform; "unfused"; "blockwise", plain XLA in blocks of queries; "cudnn", "gpu" or
+        "tpu".
     """
 
     data: ClassVar[str]

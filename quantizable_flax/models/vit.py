@@ -12,8 +12,9 @@ from quantizable_flax.models.mixing import mix
 from quantizable_flax.models.transformer import gelu, residual, run_layers
 from quantizable_flax.models.vit_config import VitConfig
 from quantizable_flax.nn.layers import Dropout, is_training, quantized_param
-from quantizable_flax.quantization.sites import Site, WeightSite
+from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.tensor import Tensor, beside, values
+from quantizable_flax.quantization.weight_site import WeightSite
 
 
 class VitEmbeddings(nn.Module):

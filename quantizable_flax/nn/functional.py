@@ -50,7 +50,8 @@ def dot_product_attention(
       is_causal: whether query i sees the keys up to i alone.
       query_seq_lengths, key_value_seq_lengths: int [B], what is behind them is padding.
       local_window_size: how many keys are seen to the left and right, or both numbers.
-      implementation: "auto", "unfused", "blockwise", "gpu" or "tpu"; see `nn.fused`.
+      implementation: "auto", "unfused", "blockwise", "cudnn", "gpu" or "tpu"; see
+        `nn.fused`.
       softmax: which one, as `make_softmax` gives it.
       sink: float32 [H], the logits of `softmax.sink="learned"`.
       dropout_rate: of the probabilities.

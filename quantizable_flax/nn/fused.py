@@ -2,8 +2,8 @@
 
 The rule: what is measured or quantized, and what no kernel can do (see `obstacle`), is unfused.
 Else `auto` takes blocks of queries in plain XLA, on accelerators from `BLOCKS_FROM` keys on, below
-which whole matrices are what was measured there. The kernels for GPUs and TPUs have not run on
-their hardware yet and are taken by name.
+which whole matrices are what was measured there; and instead of blocks cuDNN, for what it can do.
+Our kernels for GPUs and TPUs have not run on their hardware yet and are taken by name.
 """
 
 from typing import Any
@@ -16,10 +16,11 @@ from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.kernels.attention import PATHS, fused_attention
 from quantizable_flax.kernels.scheme import NO_EXTRAS, Extras, Scheme
 from quantizable_flax.nn.mask import Mask
-from quantizable_flax.nn.partition import on_parts, platform, split_axes
+from quantizable_flax.nn.partition import on_parts, platform, split_axes, splits_length
 from quantizable_flax.nn.softmax_config import SoftmaxConfig, SoftmaxFn
 
-KERNELS = ("auto", "unfused", "blockwise", "gpu", "tpu")
+KERNELS = ("auto", "unfused", "blockwise", "cudnn", "gpu", "tpu")
+HARDWARE = {"cudnn": "gpu", "gpu": "gpu", "tpu": "tpu"}
 BLOCKS_FROM = {"gpu": 1024, "tpu": 1024}  # keys; a CPU is faster by blocks at any length
 
 
@@ -55,17 +56,30 @@ def choose(kernel: str, softmax: SoftmaxFn, mask: Any, *qkv: Any) -> str:
         return kernel
     reason = obstacle(softmax, mask)
     if kernel == "auto":
-        few = qkv[1].shape[1] < BLOCKS_FROM.get(platform(), 0)
-        return "unfused" if reason or few else "blockwise"
-    reason = None if reason is None else f"cannot compute {reason}"
-    if kernel != "blockwise" and reason is None:
-        if kernel != platform():
-            reason = f"needs a {kernel.upper()}, found {platform()}"
-        else:
-            reason = PATHS[kernel].supports(_scheme(softmax, mask, qkv[0]), *qkv)
+        if reason or qkv[1].shape[1] < BLOCKS_FROM.get(platform(), 0):
+            return "unfused"
+        return "blockwise" if _unsupported("cudnn", softmax, mask, qkv) else "cudnn"
+    if reason is not None:
+        reason = f"cannot compute {reason}"
+    elif kernel != "blockwise":
+        reason = _unsupported(kernel, softmax, mask, qkv)
     if reason is not None:
         raise UserError(f"attention_kernel={kernel}: {reason}; choose auto.")
     return kernel
+
+
+def _unsupported(kernel: str, softmax: Any, mask: Mask | None, qkv: tuple) -> str | None:
+    """Why the kernel of some hardware cannot compute this here."""
+    if HARDWARE[kernel] != platform():
+        return f"needs a {HARDWARE[kernel].upper()}, found {platform()}"
+    if kernel == "cudnn":
+        if softmax.sink != "none":
+            return "cannot compute a sink"
+        if mask is not None and mask.has_ids:
+            return "cannot compute padding and segments"
+        if splits_length():
+            return "cannot compute a part of the queries"
+    return PATHS[kernel].supports(_scheme(softmax, mask, qkv[0]), *qkv)
 
 
 def fused(
@@ -94,6 +108,8 @@ def fused(
       scale: of the scores, 1 / sqrt(K) if None.
     """
     batch, queries, heads, _ = q_BxTxHxK.shape
+    if path == "cudnn" and dropout_rate:
+        path = "blockwise"  # its generator is another
     scheme = _scheme(softmax, mask, q_BxTxHxK, scale, dropout_rate)
     extras = NO_EXTRAS if mask is None else mask.extras(batch, queries, k_BxSxHxK.shape[1])
     extras = extras._replace(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.nn.partition import constrain, splits_length
-from quantizable_flax.quantization.sites import Site, WeightSite
+from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.quantization.tensor import (
     Quantized,
@@ -20,6 +20,7 @@ from quantizable_flax.quantization.tensor import (
     product,
     values,
 )
+from quantizable_flax.quantization.weight_site import WeightSite
 
 Axes = tuple[str | None, ...]
 

@@ -24,6 +24,11 @@ class Mask:
     query_segments_BxT: jax.Array | None = None
     key_segments_BxS: jax.Array | None = None
 
+    @property
+    def has_ids(self) -> bool:
+        """Whether there is more than causality."""
+        return self.visible_BxS is not None or self.query_segments_BxT is not None
+
     def dense(self, queries: int, keys: int) -> jax.Array | None:
         """Bool, broadcasts to [B, H, queries, keys]; None where every key is seen."""
         parts = []
@@ -48,7 +53,7 @@ class Mask:
         own, others = self.query_segments_BxT, self.key_segments_BxS
         if (own is None) != (others is None):
             raise UserError("a Mask needs segments of queries and of keys, found one of them.")
-        if own is None and self.visible_BxS is None:
+        if not self.has_ids:
             return Extras()
         own = jnp.zeros((batch, queries), jnp.int32) if own is None else own.astype(jnp.int32)
         others = jnp.zeros((batch, keys), jnp.int32) if others is None else others.astype(jnp.int32)

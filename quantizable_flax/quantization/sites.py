@@ -11,11 +11,10 @@ import jax.numpy as jnp
 from quantizable_flax.errors import UserError
 from quantizable_flax.quantization import estimators, learned, ranges
 from quantizable_flax.quantization.grid import Grid, make_grid
-from quantizable_flax.quantization.libraries import AQT
 from quantizable_flax.quantization.penalty import cost_above
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
 from quantizable_flax.quantization.statistics import inf_norm, kurtosis, token_mean
-from quantizable_flax.quantization.tensor import Quantized, Tensor, quantize, quantize_int8, values
+from quantizable_flax.quantization.tensor import Tensor, quantize, quantize_int8, values
 
 RANGES = "ranges"  # collection: per site {min, max, batches}
 STATS = "stats"  # collection: per site and sample statistics of one batch
@@ -112,7 +111,7 @@ class Site(nn.Module):
     @nn.nowrap
     def _grid(self, x: jax.Array, spec: QuantSpec, bits: int) -> Grid:
         known = functools.partial(self._range, x, spec, bits)
-        return _site_grid(self, known, bits, spec, spec.activation_symmetric)
+        return site_grid(self, known, bits, spec, spec.activation_symmetric)
 
     @nn.nowrap
     def _range(self, x: jax.Array, spec: QuantSpec, bits: int) -> ranges.Range:
@@ -128,79 +127,10 @@ class Site(nn.Module):
             )
 
         empty = functools.partial(estimators.empty, spec.activation_estimator)
-        known = _site_range(self, empty, estimate)
+        known = site_range(self, empty, estimate)
         if self.is_mutable_collection(STORED):
             self.put_variable(STORED, "range", {"min": known.min, "max": known.max})
         return known
-
-
-class WeightSite(nn.Module):
-    """A named weight: as `Site`, with a symmetric grid whose range is taken once.
-
-    Attributes:
-      quant: how to quantize, None for floating point.
-      parameter: name of the parameter in the module around this site.
-      channel_axis: the axis that keeps its own scale when `quant.weight_per_channel`.
-      contracted_axis: the axis over which products sum, None for a weight in no product.
-      float_copy: whether the parameter is read in floating point too; then a model served in int8
-        keeps it as it is, and rounds what it reads of it.
-    """
-
-    quant: QuantSpec | None = None
-    parameter: str = "kernel"
-    channel_axis: int = -1
-    contracted_axis: int | None = None
-    float_copy: bool = False
-
-    @nn.compact
-    def __call__(self, w: jax.Array, rows: jax.Array | slice | None = None) -> Tensor:
-        """Returns w on its grid, or w; with `rows`, indices or a slice, only w[rows]."""
-        spec = self.quant
-        bits = None if spec is None else spec.bits(site_path(self), weight=True)
-        if spec is None or bits is None or self.is_initializing():
-            return w if rows is None else w[rows]
-        known = functools.partial(self._range, w, spec, bits)
-        grid = _site_grid(self, known, bits, spec, True)
-        if self.is_mutable_collection(STORED) and bits <= INT8_BITS and not self.float_copy:
-            self._store(quantize_int8(w, grid, library=spec.library))
-        if rows is not None:
-            w, grid = w[rows], _rows_of(grid, rows)
-        return on_grid(w, grid, bits, spec, switch_of(self))
-
-    def stored(self) -> Quantized | None:
-        """The weight as int8 codes, if the parameters hold it so."""
-        if not self.has_variable("params", self.parameter):
-            return None
-        # Parameters that are still numpy arrays cannot be indexed by a traced one.
-        kept = jax.tree.map(jnp.asarray, self.get_variable("params", self.parameter))
-        return Quantized(**kept, library=self.quant.library if self.quant else AQT)
-
-    def _range(self, w: jax.Array, spec: QuantSpec, bits: int) -> ranges.Range:
-        axis = self.channel_axis if spec.weight_per_channel else None
-
-        def search() -> ranges.Range:
-            return estimators.weight_range(
-                jax.lax.stop_gradient(w),
-                estimator=spec.weight_estimator,
-                bits=bits,
-                percentile=spec.weight_percentile,
-                channel_axis=axis,
-            )
-
-        # Batches do not move it: `calibration.first_ranges` has it, and a training step that
-        # changes weights asks for FRESH ranges behind it.
-        known = _site_range(self, search, lambda known: known)
-        if self.is_mutable_collection(FRESH):
-            self.put_variable(FRESH, "range", search())
-        if self.is_mutable_collection(STORED) and (bits > INT8_BITS or self.float_copy):
-            self.put_variable(STORED, "range", {"min": known.min, "max": known.max})
-        return known
-
-    def _store(self, w: Quantized) -> None:
-        kept = {"codes": w.codes, "scale": w.scale, "zero_point": w.zero_point}
-        if self.contracted_axis is not None:
-            kept["sums"] = jnp.sum(w.codes, self.contracted_axis, dtype=jnp.int32)
-        self.put_variable(STORED, self.parameter, kept)
 
 
 def _of_values(statistic: Callable[[jax.Array], jax.Array], x: Tensor) -> jax.Array:
@@ -227,18 +157,7 @@ def switch_of(site: nn.Module) -> jax.Array | None:
     return site.get_variable(SWITCHES, "on") if site.has_variable(SWITCHES, "on") else None
 
 
-def _rows_of(grid: Grid, rows: jax.Array | slice) -> Grid:
-    """The grid of w[rows]: one per row where w has one per row."""
-    return grid._replace(
-        **{
-            name: value[rows]
-            for name in ("scale", "zero_point")
-            if jnp.ndim(value := getattr(grid, name))
-        }
-    )
-
-
-def _site_grid(
+def site_grid(
     site: nn.Module, known: Callable[[], ranges.Range], bits: int, spec: QuantSpec, symmetric: bool
 ) -> Grid:
     """The grid that the parameters hold at a site, else that of its range."""
@@ -251,7 +170,7 @@ def _site_grid(
     return make_grid(low, high, bits, symmetric=symmetric)
 
 
-def _site_range(
+def site_range(
     site: nn.Module, empty: Callable[[], estimators.State], estimate: Callable[[Any], Any]
 ) -> Any:
     """Reads the range of a site, after an update if the caller made `ranges` mutable."""

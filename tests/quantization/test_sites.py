@@ -13,9 +13,10 @@ from quantizable_flax.models.build import with_quant
 from quantizable_flax.nn.layers import Dense
 from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.quantization.grid import make_grid
-from quantizable_flax.quantization.sites import Site, WeightSite
+from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.statistics import inf_norm, kurtosis
 from quantizable_flax.quantization.tensor import fake_quantize, values
+from quantizable_flax.quantization.weight_site import WeightSite
 from tests.small import small_batch, small_model
 
 X = jax.random.normal(jax.random.key(0), (4, 3, 8))
