@@ -1,0 +1,1 @@
+"""Models as ONNX graphs with explicit quantization: what ONNX Runtime and TensorRT read."""

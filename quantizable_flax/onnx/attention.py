@@ -1,0 +1,171 @@
+"""Multi-head attention as nodes: scores, softmax, gate, and the keys and values of the past."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from quantizable_flax.errors import UserError
+from quantizable_flax.nn.softmax_config import SoftmaxConfig
+from quantizable_flax.onnx.gate import gate
+from quantizable_flax.onnx.grids import Value
+from quantizable_flax.onnx.layers import Build, dense, float_reason
+from quantizable_flax.quantization.spec import QuantSpec
+
+LOWEST = float(np.finfo(np.float32).min)
+
+
+@dataclasses.dataclass(frozen=True)
+class Around:
+    """What all layers of a graph read.
+
+    Attributes:
+      heads_shape: the shape [B, T, H, K], a value.
+      bias: added to the scores, 0 or the lowest float: broadcasts to [B, H, T, S]; None for none.
+      factor: on the probabilities, of each query: 0 where it sees no key, else the stretch;
+        broadcasts to [B, 1, T, 1]. None where it is 1.
+      visible_Bx1xS: the padding of BERT as floats, for gates that average over it.
+    """
+
+    heads_shape: str
+    bias: str | None = None
+    factor: str | None = None
+    visible_BxSx1: str | None = None
+
+
+class Past(NamedTuple):
+    """Keys and values before the tokens of this call, [B, H, P, K]."""
+
+    key: str
+    value: str
+
+
+def check_softmax(softmax: object) -> SoftmaxConfig:
+    """Returns the softmax of a model as data.
+
+    Raises:
+      UserError: it is a function of the user's.
+    """
+    if not isinstance(softmax, SoftmaxConfig):
+        raise UserError(
+            "an ONNX graph needs a softmax that qf.make_softmax gives, found a function "
+            f"{getattr(softmax, '__name__', type(softmax).__name__)}: train with one of ours."
+        )
+    return softmax
+
+
+def attention(
+    build: Build,
+    x: Value,
+    around: Around,
+    spec: QuantSpec | None,
+    *,
+    context_before_gate: bool = False,
+    past: Past | None = None,
+) -> tuple[Value, Past | None]:
+    """`nn.attention.MultiHeadAttention` of rows: [N, D] -> [N, D], and the keys and values now."""
+    graph, sites = build.graph, build.sites
+    with graph.scope("attention"):
+        q, k, v = (_heads(build, x, name, around, spec) for name in ("query", "key", "value"))
+        present = None
+        if past is not None:
+            k, v = _extended(build, k, past.key, "key"), _extended(build, v, past.value, "value")
+            present = Past(k.name, v.name)
+        scores = sites.activation(_scores(build, q, k), "scores", spec)
+        probs = sites.activation(_probs(build, scores.name, around), "probs", spec)
+        context = _product(build, probs, v, "context")
+        merged = _gated(build, context, x, around, spec, context_before_gate)
+        return dense(build, merged, "output", spec), present
+
+
+def _heads(build: Build, x: Value, name: str, around: Around, spec: QuantSpec | None) -> Value:
+    """A projection as [B, H, T, K], on its grid."""
+    y = dense(build, x, name, spec)
+    graph = build.graph
+    with graph.scope(name, "heads"):
+        split = graph.node("Reshape", y.name, around.heads_shape)
+        return build.sites.again(graph.node("Transpose", split, perm=[0, 2, 1, 3]), y.codes)
+
+
+def _extended(build: Build, new: Value, past: str, name: str) -> Value:
+    """Behind those of the past: [B, H, P + T, K]."""
+    graph = build.graph
+    with graph.scope(name, "present"):
+        return build.sites.again(graph.node("Concat", past, new.name, axis=2), new.codes)
+
+
+def _scores(build: Build, q: Value, k: Value) -> str:
+    """`q . k / sqrt(K)`: [B, H, T, S]; the root goes into the scale of q's codes."""
+    graph, config = build.graph, build.config
+    root = math.sqrt(config.hidden_size // config.num_heads)
+    with graph.scope("scores"):
+        transposed = graph.node("Transpose", k.name, perm=[0, 1, 3, 2])
+        keys = build.sites.again(transposed, k.codes)
+        if q.codes is None:
+            q = Value(graph.node("Div", q.name, graph.constant(root)))
+        else:
+            q = build.sites.value(q.codes, divisor=root)
+    return _product(build, q, keys, "scores")
+
+
+def _product(build: Build, x: Value, y: Value, name: str) -> str:
+    with build.graph.scope(name), build.graph.because(float_reason(x, y)):
+        return build.graph.node("MatMul", x.name, y.name)
+
+
+def _probs(build: Build, scores: str, around: Around) -> str:
+    """`nn.softmax.clipped_softmax` with a mask: float [B, H, T, S]."""
+    graph, softmax = build.graph, check_softmax(build.config.softmax)
+    with graph.scope("softmax"):
+        if around.bias is not None:
+            scores = graph.node("Add", scores, around.bias)
+        if softmax.sink == "none":
+            probs = graph.node("Softmax", scores, axis=-1)
+        else:
+            probs = _with_sink(build, scores, softmax)
+        if around.factor is not None:
+            probs = graph.node("Mul", probs, around.factor)
+        if softmax.gamma:
+            probs = graph.node("Add", probs, graph.constant(softmax.gamma))
+        if (softmax.gamma, softmax.zeta) != (0.0, 1.0):
+            probs = graph.node("Clip", probs, graph.constant(0.0), graph.constant(1.0))
+        return probs
+
+
+def _with_sink(build: Build, scores: str, softmax: SoftmaxConfig) -> str:
+    """Softmax with one more logit for each head, that has no key."""
+    graph = build.graph
+    heads = build.config.num_heads
+    learned = None
+    if softmax.sink == "learned":
+        learned = np.asarray(build.sites.module(f"{graph.path.removesuffix('/softmax')}")["sink"])
+    logits = np.zeros((heads,), np.float32) if learned is None else learned
+    sink = graph.array("sink", logits.astype(np.float32)[:, None, None])
+    highest = graph.node("ReduceMax", scores, graph.constant([-1], np.int64), keepdims=1)
+    highest = graph.node("Max", highest, sink)
+    exps = graph.node("Exp", graph.node("Sub", scores, highest))
+    total = graph.node("ReduceSum", exps, graph.constant([-1], np.int64), keepdims=1)
+    rest = graph.node("Exp", graph.node("Sub", sink, highest))
+    return graph.node("Div", exps, graph.node("Add", total, rest))
+
+
+def _gated(
+    build: Build, context: str, x: Value, around: Around, spec: QuantSpec | None, before: bool
+) -> Value:
+    """The context times the gate, heads merged, on the grids of the scheme: [N, D]."""
+    graph, sites, config = build.graph, build.sites, build.config
+    on_grid = Value(context)
+    if config.gate is None or before:
+        on_grid = sites.activation(context, "context", spec)
+    with graph.scope("context"):
+        merged = graph.node("Transpose", on_grid.name, perm=[0, 2, 1, 3])
+        if config.gate is not None:
+            merged = graph.node("Mul", merged, gate(build, x, around))
+        shape = graph.constant([-1, config.hidden_size], np.int64)
+        merged = graph.node("Reshape", merged, shape)
+        if config.gate is None:
+            return sites.again(merged, on_grid.codes)
+    if not before:
+        return sites.activation(merged, "context", spec)
+    return sites.activation(merged, "gated_context", spec if spec and spec.gated_context else None)

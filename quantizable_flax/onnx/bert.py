@@ -1,0 +1,133 @@
+"""BERT, RoBERTa and DistilBERT with each of their heads as an ONNX graph."""
+
+from typing import Any
+
+import numpy as np
+
+from quantizable_flax.onnx import masks
+from quantizable_flax.onnx.attention import Around, attention, check_softmax
+from quantizable_flax.onnx.grids import Value
+from quantizable_flax.onnx.layers import (
+    Build,
+    dense,
+    gelu,
+    layer_norm,
+    lookup,
+    product,
+    relu,
+    residual,
+    tanh,
+)
+
+TOKENS = ("batch", "sequence")
+
+
+def write_bert(build: Build) -> None:
+    """Adds the whole model: inputs named as by transformers, `logits` or `last_hidden_state`."""
+    graph, config = build.graph, build.config
+    softmax = check_softmax(config.softmax)
+    ids = graph.input("input_ids", "int64", TOKENS)
+    mask = graph.input("attention_mask", "int64", TOKENS)
+    types = graph.input("token_type_ids", "int64", TOKENS) if config.type_vocab_size > 1 else None
+    batch = graph.node("Shape", ids, start=0, end=1, name="batch")
+    around = masks.padding(graph, mask, masks.heads_shape(graph, batch, config), softmax)
+    x = _embeddings(build, ids, mask, types)
+    for i in range(config.num_layers):
+        with graph.scope(f"layer_{i}"):
+            x = _layer(build, x, around)
+    _head(build, x, batch)
+
+
+def _embeddings(build: Build, ids: str, mask: str, types: str | None) -> Value:
+    graph, sites, config = build.graph, build.sites, build.config
+    quant = config.quant
+    with graph.scope("embeddings"):
+        x = lookup(build, ids, "word", quant)  # [B, T, D]
+        if config.type_vocab_size:
+            types = types or graph.constant([[0]], np.int64)
+            x = graph.node("Add", x, lookup(build, types, "token_type", quant))
+            x = sites.activation(x, "word_type_sum", quant).name
+        x = graph.node("Add", x, lookup(build, _rows(build, ids, mask), "position", quant))
+        summed = sites.activation(x, "position_sum", quant)
+        rows = graph.node("Reshape", summed.name, graph.constant([-1, config.hidden_size], np.int64))
+        return layer_norm(build, Value(rows), "layer_norm", quant_of_norm(config), config.layer_norm_eps)
+
+
+def _rows(build: Build, ids: str, mask: str) -> str:
+    """Rows of the position table: in order, or as RoBERTa counts them."""
+    graph, offset = build.graph, build.config.position_offset
+    if offset:
+        return graph.node("Add", masks.positions(graph, mask), graph.constant(offset, np.int64))
+    length = graph.node("Squeeze", graph.node("Shape", ids, start=1, end=2, name="length"))
+    return graph.node("Range", *(graph.constant(0, np.int64), length, graph.constant(1, np.int64)))
+
+
+def quant_of_norm(config: Any, *, final: bool = False) -> Any:
+    """The scheme of a LayerNorm."""
+    return config.quant and config.quant.for_layer_norm(final=final)
+
+
+def _layer(build: Build, x: Value, around: Around) -> Value:
+    c = build.config
+    y, _ = attention(build, x, around, c.quant)
+    x = _add_and_norm(build, "attention", x, y)
+    y = dense(build, x, "ffn_in", c.quant, gelu)
+    y = dense(build, y, "ffn_out", c.quant)
+    return _add_and_norm(build, "ffn", x, y)
+
+
+def _add_and_norm(build: Build, block: str, x: Value, y: Value) -> Value:
+    c = build.config
+    x = residual(build, block, x, y, c.quant)
+    return layer_norm(build, x, f"{block}_layer_norm", quant_of_norm(c), c.layer_norm_eps)
+
+
+def _head(build: Build, x: Value, batch: str) -> None:
+    graph, c = build.graph, build.config
+    if c.head == "masked_lm":
+        logits = _mlm_head(build, x)
+        shape = _shape(build, batch, c.vocab_size)
+        graph.output("logits", graph.node("Reshape", logits, shape), "float32", (*TOKENS, c.vocab_size))
+        return
+    hidden = graph.node("Reshape", x.name, _shape(build, batch, c.hidden_size))
+    if c.head != "classifier":
+        graph.output("last_hidden_state", hidden, "float32", (*TOKENS, c.hidden_size))
+    if c.head == "none":
+        return
+    first = graph.node("Gather", hidden, graph.constant(0, np.int64), axis=1)
+    with graph.scope("pooler"):
+        pooled = build.sites.again(first, x.codes)
+    activation = relu if c.type_vocab_size == 0 else tanh
+    pooled = dense(build, pooled, "pooler", c.head_quant, activation)
+    if c.head == "pooler":
+        graph.output("pooler_output", pooled.name, "float32", ("batch", c.hidden_size))
+        return
+    logits = dense(build, pooled, "classifier", c.head_quant).name
+    graph.output("logits", logits, "float32", ("batch", c.num_classes))
+
+
+def _mlm_head(build: Build, x: Value) -> str:
+    graph, c, quant = build.graph, build.config, build.config.head_quant
+    with graph.scope("mlm_head"):
+        x = dense(build, x, "dense", quant, gelu)
+        x = layer_norm(build, x, "layer_norm", quant and quant.for_layer_norm(), c.layer_norm_eps)
+        bias = np.asarray(build.module()["bias"], np.float32)
+        logits = decoder(build, x, "embeddings/word", quant, bias)
+        return build.sites.activation(logits, "logits", quant).name
+
+
+def decoder(build: Build, x: Value, word: str, quant: Any, bias: np.ndarray | None = None) -> str:
+    """Rows times the transposed word table [V, D], which the lookup has as codes already."""
+    graph, sites = build.graph, build.sites
+    found = sites.weight_codes(f"{word}/weight", "embedding", quant, 0)
+    with graph.scope("decoder"):
+        if found is None:
+            table = Value(graph.array("table", sites.float_weight(f"{word}/weight", "embedding")))
+        else:
+            table = sites.weight(*found, axis=0)
+        return product(build, x, table, bias, transposed=True)
+
+
+def _shape(build: Build, batch: str, width: int) -> str:
+    sizes = build.graph.constant([-1, width], np.int64)
+    return build.graph.node("Concat", batch, sizes, axis=0, name="output_shape")

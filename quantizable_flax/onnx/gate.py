@@ -1,0 +1,80 @@
+"""The gate on each head's output as nodes: in floating point, as everywhere."""
+
+from typing import Any
+
+import numpy as np
+
+from quantizable_flax.onnx.grids import Value
+from quantizable_flax.onnx.layers import Build
+
+
+def gate(build: Build, x: Value, around: Any) -> str:
+    """`nn.gate.Gate` of rows [N, D]: the factor on the context, broadcasts to [B, T, H, 1]."""
+    graph, config = build.graph, build.config.gate
+    heads = build.config.num_heads
+    path = graph.path.rpartition("/")[0]  # beside `context`
+    params = {k: np.asarray(v, np.float32) for k, v in build.sites.module(f"{path}/gate").items()}
+    with graph.scope("gate"), graph.because("gates stay in floating point"):
+        if config.kind == "unconditional":
+            logits = graph.array("logit", params["logit"][:, None])  # [H, 1]
+            return _factor(build, logits)
+        logits = _logits(build, x, params, heads)
+        if config.pooled:
+            logits = _pooled(build, logits, around)
+        else:
+            shape = _with_last(build, around.heads_shape, 1)
+            logits = graph.node("Reshape", logits, shape)
+        return _factor(build, logits)
+
+
+def _logits(build: Build, x: Value, params: dict[str, np.ndarray], heads: int) -> str:
+    """[N, D] -> [N, H]."""
+    graph, kind = build.graph, build.config.gate.kind
+    bias = graph.array("bias", params["bias"])
+    if kind == "all_heads_linear":
+        return graph.node("Gemm", x.name, graph.array("kernel", params["kernel"]), bias)
+    if kind == "linear":
+        # One product with each head's kernel in the rows of its slice and zeros elsewhere.
+        spread = np.zeros((heads, params["kernel"].shape[1], heads), np.float32)
+        spread[np.arange(heads), :, np.arange(heads)] = params["kernel"]
+        kernel = graph.array("kernel", spread.reshape(-1, heads))
+        return graph.node("Gemm", x.name, kernel, bias)
+    size = build.config.hidden_size // heads
+    split = graph.node("Reshape", x.name, graph.constant([-1, heads, size], np.int64))
+    by_head = graph.node("Transpose", split, perm=[1, 0, 2])  # [H, N, K]
+    hidden = graph.node("MatMul", by_head, graph.array("hidden_kernel", params["hidden_kernel"]))
+    hidden_bias = graph.array("hidden_bias", params["hidden_bias"][:, None])
+    hidden = graph.node("Relu", graph.node("Add", hidden, hidden_bias))
+    kernel = graph.array("kernel", params["kernel"][:, :, None])
+    logits = graph.node("MatMul", hidden, kernel)  # [H, N, 1]
+    logits = graph.node("Squeeze", logits, graph.constant([2], np.int64))
+    return graph.node("Add", graph.node("Transpose", logits, perm=[1, 0]), bias)
+
+
+def _pooled(build: Build, logits: str, around: Any) -> str:
+    """The mean over the tokens that the gate is to see: [B, 1, H, 1]."""
+    graph = build.graph
+    axis = graph.constant([1], np.int64)
+    shape = _with_last(build, around.heads_shape, 1)
+    logits = graph.node("Reshape", logits, shape)  # [B, T, H, 1]
+    if around.visible_BxSx1 is None or not build.config.gate.masked:
+        return graph.node("ReduceMean", logits, axis, keepdims=1)
+    visible = graph.node("Unsqueeze", around.visible_BxSx1, graph.constant([3], np.int64))
+    total = graph.node("ReduceSum", graph.node("Mul", logits, visible), axis, keepdims=1)
+    count = graph.node("ReduceSum", visible, axis, keepdims=1)
+    return graph.node("Div", total, graph.node("Max", count, graph.constant(1.0)))
+
+
+def _factor(build: Build, logits: str) -> str:
+    graph, config = build.graph, build.config.gate
+    factor = graph.node("Sigmoid", logits)
+    if config.scale == 1.0:
+        return factor
+    return graph.node("Mul", factor, graph.constant(config.scale))
+
+
+def _with_last(build: Build, heads_shape: str, last: int) -> str:
+    """The shape [B, T, H, last]."""
+    graph = build.graph
+    first = graph.node("Slice", heads_shape, *(graph.constant([i], np.int64) for i in (0, 3)))
+    return graph.node("Concat", first, graph.constant([last], np.int64), axis=0)

@@ -1,0 +1,156 @@
+"""Dense, Embed, LayerNorm and residual sums as nodes; tensors are rows, [N, D] for [B, T, D]."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from quantizable_flax.onnx.graph import Graph
+from quantizable_flax.onnx.grids import Codes, Sites, Value
+from quantizable_flax.quantization.spec import QuantSpec
+
+LARGEST_BIAS = 2**31 - 1
+
+Activation = Callable[[Graph, str], str]
+
+
+class Build(NamedTuple):
+    """What the writers of all families share.
+
+    Attributes:
+      graph: the nodes so far.
+      sites: grids of the model's sites, and its parameters.
+      config: of the model.
+    """
+
+    graph: Graph
+    sites: Sites
+    config: Any
+
+    def module(self) -> Mapping[str, Any]:
+        """The parameters of the module that the graph's scope names."""
+        return self.sites.module(self.graph.path)
+
+
+def gelu(graph: Graph, x: str) -> str:
+    """With the error function."""
+    return graph.node("Gelu", x)
+
+
+def relu(graph: Graph, x: str) -> str:
+    """max(x, 0)."""
+    return graph.node("Relu", x)
+
+
+def tanh(graph: Graph, x: str) -> str:
+    """Of BERT's pooler."""
+    return graph.node("Tanh", x)
+
+
+def dense(
+    build: Build, x: Value, name: str, spec: QuantSpec | None, activation: Activation | None = None
+) -> Value:
+    """`nn.layers.Dense` of rows: [N, D] -> [N, F]."""
+    graph, sites = build.graph, build.sites
+    with graph.scope(name):
+        weight = sites.weight_codes(f"{graph.path}/weight", "kernel", spec, -1)
+        module = build.module()
+        bias = np.asarray(module["bias"], np.float32) if "bias" in module else None
+        if weight is None:
+            kernel = Value(graph.array("kernel", np.asarray(module["kernel"], np.float32)))
+        else:
+            with graph.scope("weight"):
+                kernel = sites.weight(*weight, axis=1)
+        y = product(build, x, kernel, bias)
+        if activation is not None:
+            y = activation(graph, y)
+        return sites.activation(y, "output", spec)
+
+
+def product(
+    build: Build, x: Value, kernel: Value, bias: np.ndarray | None, *, transposed: bool = False
+) -> str:
+    """`x @ kernel + bias` as a Gemm: [N, D] -> [N, F], the kernel [D, F] or [F, D] transposed.
+
+    Where both are codes of at most 8 bits the bias is int32 in steps of `s_x s_w`, as integer
+    kernels add it; if it does not fit there, as behind a channel of zeros, it is added in float.
+    """
+    graph, attributes = build.graph, {"transB": 1} if transposed else {}
+    reason = float_reason(x, kernel)
+    steps = None if reason or bias is None else _bias_steps(bias, x, kernel)
+    if bias is None or (reason is None and steps is None):
+        with graph.because(reason):
+            y = graph.node("Gemm", x.name, kernel.name, **attributes)
+        return y if bias is None else graph.node("Add", y, graph.array("bias", bias))
+    if steps is None:
+        with graph.because(reason):
+            return graph.node("Gemm", x.name, kernel.name, graph.array("bias", bias), **attributes)
+    with graph.scope("bias"):
+        name = build.sites.value(steps._replace(name=graph.array("codes", _steps(bias, steps))))
+    return graph.node("Gemm", x.name, kernel.name, name.name, **attributes)
+
+
+def float_reason(*operands: Value) -> str | None:
+    """Why a product is of floats; None where all operands are codes of at most 8 bits."""
+    if any(operand.codes is None for operand in operands):
+        return "an operand is on no grid"
+    if any(operand.codes is not None and operand.codes.wide for operand in operands):
+        return "an operand has more than 8 bits"
+    return None
+
+
+def layer_norm(build: Build, x: Value, name: str, spec: QuantSpec | None, epsilon: float) -> Value:
+    """`nn.layers.LayerNorm` over the last axis."""
+    graph, sites = build.graph, build.sites
+    with graph.scope(name):
+        module = build.module()
+        # On its grid of 8 bits, but in floating point: it is small, and multiplies floats.
+        scale = sites.rounded(f"{graph.path}/weight", "scale", spec)
+        names = graph.array("scale", scale), graph.array("bias", np.asarray(module["bias"]))
+        y = graph.node("LayerNormalization", x.name, *names, axis=-1, epsilon=epsilon)
+        return sites.activation(y, "output", spec)
+
+
+def lookup(build: Build, ids: str, name: str, spec: QuantSpec | None) -> str:
+    """`nn.layers.Embed`: int64 [...] -> float values [..., D]; the table is kept as codes."""
+    graph, sites = build.graph, build.sites
+    with graph.scope(name):
+        found = sites.weight_codes(f"{graph.path}/weight", "embedding", spec, 0)
+        if found is None:
+            table = np.asarray(build.module()["embedding"], np.float32)
+            return graph.node("Gather", graph.array("embedding", table), ids)
+        table, scale, zero_point = found
+        codes = graph.node("Gather", graph.array("weight/codes", table), ids)
+        if not scale.ndim:
+            with graph.scope("weight"):
+                return sites.value(Codes(codes, scale, zero_point)).name
+        steps = graph.node("Cast", codes, to=1)
+        scales = graph.node("Gather", graph.array("weight/scale", scale[:, None]), ids)
+        return graph.node("Mul", steps, scales)
+
+
+def residual(build: Build, block: str, x: Value, y: Value, spec: QuantSpec | None) -> Value:
+    """`models.transformer.residual` in evaluation."""
+    graph = build.graph
+    left = x.name
+    scale = build.sites.module(f"{graph.path}/{block}_residual_scale")
+    with graph.scope(f"{block}_residual"):
+        if scale:
+            with graph.because("the factor that SmoothQuant left on this branch is on no grid"):
+                left = graph.node("Mul", left, graph.array("scale", np.asarray(scale["scale"])))
+        total = graph.node("Add", left, y.name)
+    return build.sites.activation(total, f"{block}_residual", spec)
+
+
+def _bias_steps(bias: np.ndarray, x: Value, kernel: Value) -> Codes | None:
+    if x.codes is None or kernel.codes is None:
+        return None
+    scale = (x.codes.scale * kernel.codes.scale).astype(np.float32)
+    if np.any(np.abs(bias / scale.astype(np.float64)) > LARGEST_BIAS):
+        return None
+    return Codes("", scale, np.zeros(scale.shape, np.int32), 0 if scale.ndim else None)
+
+
+def _steps(bias: np.ndarray, steps: Codes) -> np.ndarray:
+    return np.rint(bias.astype(np.float64) / steps.scale).astype(np.int32)
+

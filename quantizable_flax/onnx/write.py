@@ -1,0 +1,23 @@
+"""A model with its parameters and ranges as an ONNX graph, and as a folder."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import traverse_util
+
+from quantizable_flax.errors import UserError
+from quantizable_flax.models.bert import Bert
+from quantizable_flax.onnx.bert import write_bert
+from quantizable_flax.onnx.graph import LEAST_OPSET, Graph
+from quantizable_flax.onnx.grids import Sites
+from quantizable_flax.onnx.layers import Build
+
+WRITERS = {Bert: write_bert}
+
+
+def to_onnx(model: nn.Module, params: Any, ranges: Any = None, opset: int = LEAST_OPSET) -> Any:
+    graph = Graph(opset)
+    sites = Sites(graph, jax.device_get(params), jax.device_get(ranges))
+    WRITERS[type(model)](Build(graph, sites, model.config))
+    return graph.finish()
