@@ -120,12 +120,15 @@ def decoder(build: Build, x: Value, word: str, quant: Any, bias: np.ndarray | No
     """Rows times the transposed word table [V, D], which the lookup has as codes already."""
     graph, sites = build.graph, build.sites
     found = sites.weight_codes(f"{word}/weight", "embedding", quant, 0)
+    if found is None:
+        with graph.at(word):
+            table = sites.float_weight(f"{word}/weight", "embedding")
+            kernel = Value(graph.shared("embedding", table))
+    else:
+        with graph.at(f"{word}/weight"):
+            kernel = sites.weight(*found, axis=0)
     with graph.scope("decoder"):
-        if found is None:
-            table = Value(graph.array("table", sites.float_weight(f"{word}/weight", "embedding")))
-        else:
-            table = sites.weight(*found, axis=0)
-        return product(build, x, table, bias, transposed=True)
+        return product(build, x, kernel, bias, transposed=True)
 
 
 def _shape(build: Build, batch: str, width: int) -> str:

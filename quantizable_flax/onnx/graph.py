@@ -119,13 +119,20 @@ class Graph:
         self._arrays[name] = np.ascontiguousarray(value).reshape(np.shape(value))
         return name
 
+    def shared(self, name: str, value: np.ndarray) -> str:
+        """A weight that two places read: the second time under the name of the first."""
+        path = self._path(name)
+        if path not in self._arrays:
+            return self.array(name, value)
+        return path
+
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
         """A small array that need not be named; the same one for equal values."""
         array = np.asarray(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             shown = "_".join(map(str, array.ravel()[:4])) or "none"
-            with self._outside():
+            with self.at(""):
                 self._constants[key] = self.array(f"constant/{array.dtype}_{shown}", array)
         return self._constants[key]
 
@@ -160,13 +167,17 @@ class Graph:
         )
 
     @contextlib.contextmanager
-    def _outside(self) -> Iterator[None]:
-        before, self._scope = self._scope, ()
+    def at(self, path: str) -> Iterator[None]:
+        """Names what is added within by another path, whatever the scope."""
+        before, self._scope = self._scope, tuple(filter(None, path.split("/")))
         yield
         self._scope = before
 
+    def _path(self, name: str) -> str:
+        return "/".join((*self._scope, name))
+
     def _unique(self, name: str) -> str:
-        path = "/".join((*self._scope, name))
+        path = self._path(name)
         unique, number = path, 1
         while unique in self._taken:
             number += 1

@@ -132,7 +132,7 @@ class Sites:
 
     def weight(self, codes: np.ndarray, scale, zero_point, *, axis: int) -> Value:
         """Adds a weight's codes and their DequantizeLinear under the scope."""
-        name = self.graph.array("codes", codes)
+        name = self.graph.shared("codes", codes)
         return self.value(Codes(name, scale, zero_point, axis if scale.ndim else None))
 
     def _grid(self, path: str, bits: int, *, symmetric: bool) -> Grid:

@@ -9,8 +9,6 @@ from quantizable_flax.onnx.graph import Graph
 from quantizable_flax.onnx.grids import Codes, Sites, Value
 from quantizable_flax.quantization.spec import QuantSpec
 
-LARGEST_BIAS = 2**31 - 1
-
 Activation = Callable[[Graph, str], str]
 
 
@@ -70,24 +68,20 @@ def dense(
 def product(
     build: Build, x: Value, kernel: Value, bias: np.ndarray | None, *, transposed: bool = False
 ) -> str:
-    """`x @ kernel + bias` as a Gemm: [N, D] -> [N, F], the kernel [D, F] or [F, D] transposed.
+    """`x @ kernel + bias`: [N, D] -> [N, F], the kernel [D, F], or [F, D] transposed.
 
-    Where both are codes of at most 8 bits the bias is int32 in steps of `s_x s_w`, as integer
-    kernels add it; if it does not fit there, as behind a channel of zeros, it is added in float.
+    A bias of a product of integers is added behind it, in floating point as in the simulation.
+    Inside of the Gemm, ONNX Runtime's integer kernel would take it only as integers in steps of
+    `s_x s_w`, and that rounding moves codes.
     """
     graph, attributes = build.graph, {"transB": 1} if transposed else {}
     reason = float_reason(x, kernel)
-    steps = None if reason or bias is None else _bias_steps(bias, x, kernel)
-    if bias is None or (reason is None and steps is None):
-        with graph.because(reason):
-            y = graph.node("Gemm", x.name, kernel.name, **attributes)
-        return y if bias is None else graph.node("Add", y, graph.array("bias", bias))
-    if steps is None:
-        with graph.because(reason):
-            return graph.node("Gemm", x.name, kernel.name, graph.array("bias", bias), **attributes)
-    with graph.scope("bias"):
-        name = build.sites.value(steps._replace(name=graph.array("codes", _steps(bias, steps))))
-    return graph.node("Gemm", x.name, kernel.name, name.name, **attributes)
+    names = () if bias is None else (graph.array("bias", bias),)
+    if reason is None:
+        y = graph.node("Gemm", x.name, kernel.name, **attributes)
+        return graph.node("Add", y, *names) if names else y
+    with graph.because(reason):
+        return graph.node("Gemm", x.name, kernel.name, *names, **attributes)
 
 
 def float_reason(*operands: Value) -> str | None:
@@ -118,9 +112,9 @@ def lookup(build: Build, ids: str, name: str, spec: QuantSpec | None) -> str:
         found = sites.weight_codes(f"{graph.path}/weight", "embedding", spec, 0)
         if found is None:
             table = np.asarray(build.module()["embedding"], np.float32)
-            return graph.node("Gather", graph.array("embedding", table), ids)
+            return graph.node("Gather", graph.shared("embedding", table), ids)
         table, scale, zero_point = found
-        codes = graph.node("Gather", graph.array("weight/codes", table), ids)
+        codes = graph.node("Gather", graph.shared("weight/codes", table), ids)
         if not scale.ndim:
             with graph.scope("weight"):
                 return sites.value(Codes(codes, scale, zero_point)).name
@@ -140,17 +134,3 @@ def residual(build: Build, block: str, x: Value, y: Value, spec: QuantSpec | Non
                 left = graph.node("Mul", left, graph.array("scale", np.asarray(scale["scale"])))
         total = graph.node("Add", left, y.name)
     return build.sites.activation(total, f"{block}_residual", spec)
-
-
-def _bias_steps(bias: np.ndarray, x: Value, kernel: Value) -> Codes | None:
-    if x.codes is None or kernel.codes is None:
-        return None
-    scale = (x.codes.scale * kernel.codes.scale).astype(np.float32)
-    if np.any(np.abs(bias / scale.astype(np.float64)) > LARGEST_BIAS):
-        return None
-    return Codes("", scale, np.zeros(scale.shape, np.int32), 0 if scale.ndim else None)
-
-
-def _steps(bias: np.ndarray, steps: Codes) -> np.ndarray:
-    return np.rint(bias.astype(np.float64) / steps.scale).astype(np.int32)
-
