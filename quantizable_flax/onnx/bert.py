@@ -1,7 +1,7 @@
 """BERT, RoBERTa and DistilBERT with each of their heads as an ONNX graph."""
 
-from typing import Any
-
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 
 from quantizable_flax.onnx import masks
@@ -9,17 +9,19 @@ from quantizable_flax.onnx.attention import Around, attention, check_softmax
 from quantizable_flax.onnx.grids import Value
 from quantizable_flax.onnx.layers import (
     Build,
+    as_rows,
     dense,
     gelu,
     layer_norm,
-    lookup,
-    product,
     relu,
     residual,
+    spec_of_norm,
     tanh,
 )
+from quantizable_flax.onnx.tables import decoder, lookup, output_shape
 
 TOKENS = ("batch", "sequence")
+ACTIVATIONS = {jnp.tanh: tanh, nn.relu: relu}  # of the pooler
 
 
 def write_bert(build: Build) -> None:
@@ -42,15 +44,15 @@ def _embeddings(build: Build, ids: str, mask: str, types: str | None) -> Value:
     graph, sites, config = build.graph, build.sites, build.config
     quant = config.quant
     with graph.scope("embeddings"):
-        x = lookup(build, ids, "word", quant)  # [B, T, D]
+        x = lookup(build, ids, "word", quant).name  # [B, T, D]
         if config.type_vocab_size:
             types = types or graph.constant([[0]], np.int64)
-            x = graph.node("Add", x, lookup(build, types, "token_type", quant))
+            x = graph.node("Add", x, lookup(build, types, "token_type", quant).name)
             x = sites.activation(x, "word_type_sum", quant).name
-        x = graph.node("Add", x, lookup(build, _rows(build, ids, mask), "position", quant))
-        summed = sites.activation(x, "position_sum", quant)
-        rows = graph.node("Reshape", summed.name, graph.constant([-1, config.hidden_size], np.int64))
-        return layer_norm(build, Value(rows), "layer_norm", quant_of_norm(config), config.layer_norm_eps)
+        position = lookup(build, _rows(build, ids, mask), "position", quant).name
+        x = graph.node("Add", x, position)
+        x = as_rows(build, sites.activation(x, "position_sum", quant), config.hidden_size)
+        return layer_norm(build, x, "layer_norm", spec_of_norm(config), config.layer_norm_eps)
 
 
 def _rows(build: Build, ids: str, mask: str) -> str:
@@ -60,11 +62,6 @@ def _rows(build: Build, ids: str, mask: str) -> str:
         return graph.node("Add", masks.positions(graph, mask), graph.constant(offset, np.int64))
     length = graph.node("Squeeze", graph.node("Shape", ids, start=1, end=2, name="length"))
     return graph.node("Range", *(graph.constant(0, np.int64), length, graph.constant(1, np.int64)))
-
-
-def quant_of_norm(config: Any, *, final: bool = False) -> Any:
-    """The scheme of a LayerNorm."""
-    return config.quant and config.quant.for_layer_norm(final=final)
 
 
 def _layer(build: Build, x: Value, around: Around) -> Value:
@@ -79,17 +76,17 @@ def _layer(build: Build, x: Value, around: Around) -> Value:
 def _add_and_norm(build: Build, block: str, x: Value, y: Value) -> Value:
     c = build.config
     x = residual(build, block, x, y, c.quant)
-    return layer_norm(build, x, f"{block}_layer_norm", quant_of_norm(c), c.layer_norm_eps)
+    return layer_norm(build, x, f"{block}_layer_norm", spec_of_norm(c), c.layer_norm_eps)
 
 
 def _head(build: Build, x: Value, batch: str) -> None:
     graph, c = build.graph, build.config
     if c.head == "masked_lm":
         logits = _mlm_head(build, x)
-        shape = _shape(build, batch, c.vocab_size)
+        shape = output_shape(build, batch, c.vocab_size)
         graph.output("logits", graph.node("Reshape", logits, shape), "float32", (*TOKENS, c.vocab_size))
         return
-    hidden = graph.node("Reshape", x.name, _shape(build, batch, c.hidden_size))
+    hidden = graph.node("Reshape", x.name, output_shape(build, batch, c.hidden_size))
     if c.head != "classifier":
         graph.output("last_hidden_state", hidden, "float32", (*TOKENS, c.hidden_size))
     if c.head == "none":
@@ -97,8 +94,7 @@ def _head(build: Build, x: Value, batch: str) -> None:
     first = graph.node("Gather", hidden, graph.constant(0, np.int64), axis=1)
     with graph.scope("pooler"):
         pooled = build.sites.again(first, x.codes)
-    activation = relu if c.type_vocab_size == 0 else tanh
-    pooled = dense(build, pooled, "pooler", c.head_quant, activation)
+    pooled = dense(build, pooled, "pooler", c.head_quant, ACTIVATIONS[c.pooler_activation])
     if c.head == "pooler":
         graph.output("pooler_output", pooled.name, "float32", ("batch", c.hidden_size))
         return
@@ -114,23 +110,3 @@ def _mlm_head(build: Build, x: Value) -> str:
         bias = np.asarray(build.module()["bias"], np.float32)
         logits = decoder(build, x, "embeddings/word", quant, bias)
         return build.sites.activation(logits, "logits", quant).name
-
-
-def decoder(build: Build, x: Value, word: str, quant: Any, bias: np.ndarray | None = None) -> str:
-    """Rows times the transposed word table [V, D], which the lookup has as codes already."""
-    graph, sites = build.graph, build.sites
-    found = sites.weight_codes(f"{word}/weight", "embedding", quant, 0)
-    if found is None:
-        with graph.at(word):
-            table = sites.float_weight(f"{word}/weight", "embedding")
-            kernel = Value(graph.shared("embedding", table))
-    else:
-        with graph.at(f"{word}/weight"):
-            kernel = sites.weight(*found, axis=0)
-    with graph.scope("decoder"):
-        return product(build, x, kernel, bias, transposed=True)
-
-
-def _shape(build: Build, batch: str, width: int) -> str:
-    sizes = build.graph.constant([-1, width], np.int64)
-    return build.graph.node("Concat", batch, sizes, axis=0, name="output_shape")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantizable_flax.onnx.graph import Graph
-from quantizable_flax.onnx.grids import Codes, Sites, Value
+from quantizable_flax.onnx.grids import Sites, Value
 from quantizable_flax.quantization.spec import QuantSpec
 
 Activation = Callable[[Graph, str], str]
@@ -105,22 +105,16 @@ def layer_norm(build: Build, x: Value, name: str, spec: QuantSpec | None, epsilo
         return sites.activation(y, "output", spec)
 
 
-def lookup(build: Build, ids: str, name: str, spec: QuantSpec | None) -> str:
-    """`nn.layers.Embed`: int64 [...] -> float values [..., D]; the table is kept as codes."""
-    graph, sites = build.graph, build.sites
-    with graph.scope(name):
-        found = sites.weight_codes(f"{graph.path}/weight", "embedding", spec, 0)
-        if found is None:
-            table = np.asarray(build.module()["embedding"], np.float32)
-            return graph.node("Gather", graph.shared("embedding", table), ids)
-        table, scale, zero_point = found
-        codes = graph.node("Gather", graph.shared("weight/codes", table), ids)
-        if not scale.ndim:
-            with graph.scope("weight"):
-                return sites.value(Codes(codes, scale, zero_point)).name
-        steps = graph.node("Cast", codes, to=1)
-        scales = graph.node("Gather", graph.array("weight/scale", scale[:, None]), ids)
-        return graph.node("Mul", steps, scales)
+def as_rows(build: Build, x: Value, width: int) -> Value:
+    """[..., D] -> [N, D], on the grid that x is on."""
+    graph = build.graph
+    rows = graph.node("Reshape", x.name, graph.constant([-1, width], np.int64))
+    return build.sites.again(rows, x.codes)
+
+
+def spec_of_norm(config: Any, *, final: bool = False) -> QuantSpec | None:
+    """The scheme of a LayerNorm, `final` for the one before the head."""
+    return config.quant and config.quant.for_layer_norm(final=final)
 
 
 def residual(build: Build, block: str, x: Value, y: Value, spec: QuantSpec | None) -> Value:
