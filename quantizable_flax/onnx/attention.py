@@ -8,12 +8,15 @@ import numpy as np
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.nn.softmax_config import SoftmaxConfig
-from quantizable_flax.onnx.gate import gate
+from quantizable_flax.onnx.gate import GATE, gate
+from quantizable_flax.onnx.graph import Graph
 from quantizable_flax.onnx.grids import Value
 from quantizable_flax.onnx.layers import Build, dense, float_reason
 from quantizable_flax.quantization.spec import QuantSpec
 
 LOWEST = float(np.finfo(np.float32).min)
+QUERIES, KEYS = [0, 2, 1, 3], [0, 2, 3, 1]  # [B, T, H, K] -> [B, H, T, K], [B, H, K, T]
+SOFTMAX = "softmax, with mask, stretch and clip, is in float32 between the grids around it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,27 +68,50 @@ def attention(
     past: Past | None = None,
 ) -> tuple[Value, Past | None]:
     """`nn.attention.MultiHeadAttention` of rows: [N, D] -> [N, D], and the keys and values now."""
-    graph, sites = build.graph, build.sites
+    graph, sites, config = build.graph, build.sites, build.config
     with graph.scope("attention"):
-        q, k, v = (_heads(build, x, name, around, spec) for name in ("query", "key", "value"))
+        root = math.sqrt(config.hidden_size // config.num_heads)
+        q = _heads(build, x, "query", around, spec, divisor=root)
+        keys = KEYS if past is None else QUERIES
+        k, v = _heads(build, x, "key", around, spec, keys), _heads(build, x, "value", around, spec)
         present = None
         if past is not None:
             k, v = _extended(build, k, past.key, "key"), _extended(build, v, past.value, "value")
             present = Past(k.name, v.name)
-        scores = sites.activation(_scores(build, q, k), "scores", spec)
-        probs = sites.activation(_probs(build, scores.name, around), "probs", spec)
-        context = _product(build, probs, v, "context")
+            k = _moved(build, k, "key", [0, 1, 3, 2])
+        scores = sites.activation(_product(build, q, k, "scores", spec), "scores", spec)
+        probs = sites.activation(_probs(build, scores, around), "probs", spec)
+        context = _product(build, probs, v, "context", spec)
         merged = _gated(build, context, x, around, spec, context_before_gate)
         return dense(build, merged, "output", spec), present
 
 
-def _heads(build: Build, x: Value, name: str, around: Around, spec: QuantSpec | None) -> Value:
-    """A projection as [B, H, T, K], on its grid."""
+def _heads(
+    build: Build,
+    x: Value,
+    name: str,
+    around: Around,
+    spec: QuantSpec | None,
+    order: list[int] = QUERIES,
+    divisor: float = 1.0,
+) -> Value:
+    """A projection as [B, H, T, K] or in the order of keys, divided by a number."""
     y = dense(build, x, name, spec)
+    with build.graph.scope(name):
+        split = Value(build.graph.node("Reshape", y.name, around.heads_shape), y.codes)
+    return _moved(build, split, name, order, divisor)
+
+
+def _moved(
+    build: Build, x: Value, name: str, order: list[int], divisor: float = 1.0
+) -> Value:
+    """Axes in another order, on the same grid; the scale of codes takes a divisor in."""
     graph = build.graph
     with graph.scope(name, "heads"):
-        split = graph.node("Reshape", y.name, around.heads_shape)
-        return build.sites.again(graph.node("Transpose", split, perm=[0, 2, 1, 3]), y.codes)
+        moved = graph.node("Transpose", x.name, perm=order)
+        if x.codes is None and divisor != 1.0:
+            moved = graph.node("Div", moved, graph.constant(divisor))
+        return build.sites.again(moved, x.codes, divisor=divisor)
 
 
 def _extended(build: Build, new: Value, past: str, name: str) -> Value:
@@ -95,35 +121,23 @@ def _extended(build: Build, new: Value, past: str, name: str) -> Value:
         return build.sites.again(graph.node("Concat", past, new.name, axis=2), new.codes)
 
 
-def _scores(build: Build, q: Value, k: Value) -> str:
-    """`q . k / sqrt(K)`: [B, H, T, S]; the root goes into the scale of q's codes."""
-    graph, config = build.graph, build.config
-    root = math.sqrt(config.hidden_size // config.num_heads)
-    with graph.scope("scores"):
-        transposed = graph.node("Transpose", k.name, perm=[0, 1, 3, 2])
-        keys = build.sites.again(transposed, k.codes)
-        if q.codes is None:
-            q = Value(graph.node("Div", q.name, graph.constant(root)))
-        else:
-            q = build.sites.value(q.codes, divisor=root)
-    return _product(build, q, keys, "scores")
-
-
-def _product(build: Build, x: Value, y: Value, name: str) -> str:
-    with build.graph.scope(name), build.graph.because(float_reason(x, y)):
+def _product(build: Build, x: Value, y: Value, name: str, spec: QuantSpec | None) -> str:
+    with build.graph.scope(name), build.graph.because(float_reason(spec, x, y)):
         return build.graph.node("MatMul", x.name, y.name)
 
 
-def _probs(build: Build, scores: str, around: Around) -> str:
+def _probs(build: Build, on_grid: Value, around: Around) -> str:
     """`nn.softmax.clipped_softmax` with a mask: float [B, H, T, S]."""
-    graph, softmax = build.graph, check_softmax(build.config.softmax)
-    with graph.scope("softmax"):
+    graph, softmax, scores = build.graph, check_softmax(build.config.softmax), on_grid.name
+    with graph.scope("softmax"), graph.because(SOFTMAX):
         if around.bias is not None:
             scores = graph.node("Add", scores, around.bias)
-        if softmax.sink == "none":
-            probs = graph.node("Softmax", scores, axis=-1)
-        else:
+        if softmax.sink != "none":
             probs = _with_sink(build, scores, softmax)
+        elif around.bias is None and on_grid.codes is not None:
+            probs = _softmax_of_rows(graph, scores)
+        else:
+            probs = graph.node("Softmax", scores, axis=-1)
         if around.factor is not None:
             probs = graph.node("Mul", probs, around.factor)
         if softmax.gamma:
@@ -131,6 +145,14 @@ def _probs(build: Build, scores: str, around: Around) -> str:
         if (softmax.gamma, softmax.zeta) != (0.0, 1.0):
             probs = graph.node("Clip", probs, graph.constant(0.0), graph.constant(1.0))
         return probs
+
+
+def _softmax_of_rows(graph: Graph, scores: str) -> str:
+    """Softmax of a matrix: between a DequantizeLinear and a QuantizeLinear alone, ONNX Runtime
+    would take its QLinearSoftmax, which rounds down, and took twice as long when we measured it."""
+    shape = graph.node("Shape", scores)
+    rows = graph.node("Softmax", graph.node("Flatten", scores, axis=3), axis=-1)
+    return graph.node("Reshape", rows, shape)
 
 
 def _with_sink(build: Build, scores: str, softmax: SoftmaxConfig) -> str:
@@ -161,7 +183,9 @@ def _gated(
     with graph.scope("context"):
         merged = graph.node("Transpose", on_grid.name, perm=[0, 2, 1, 3])
         if config.gate is not None:
-            merged = graph.node("Mul", merged, gate(build, x, around))
+            factor = gate(build, x, around)
+            with graph.because(GATE):
+                merged = graph.node("Mul", merged, factor)
         shape = graph.constant([-1, config.hidden_size], np.int64)
         merged = graph.node("Reshape", merged, shape)
         if config.gate is None:

@@ -8,13 +8,16 @@ from quantizable_flax.onnx.grids import Value
 from quantizable_flax.onnx.layers import Build
 
 
+GATE = "gates stay in floating point, as published"
+
+
 def gate(build: Build, x: Value, around: Any) -> str:
     """`nn.gate.Gate` of rows [N, D]: the factor on the context, broadcasts to [B, T, H, 1]."""
     graph, config = build.graph, build.config.gate
     heads = build.config.num_heads
     path = graph.path.rpartition("/")[0]  # beside `context`
     params = {k: np.asarray(v, np.float32) for k, v in build.sites.module(f"{path}/gate").items()}
-    with graph.scope("gate"), graph.because("gates stay in floating point"):
+    with graph.scope("gate"), graph.because(GATE):
         if config.kind == "unconditional":
             logits = graph.array("logit", params["logit"][:, None])  # [H, 1]
             return _factor(build, logits)

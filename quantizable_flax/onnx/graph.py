@@ -8,19 +8,16 @@ from typing import Any
 import numpy as np
 
 from quantizable_flax.errors import UserError
+from quantizable_flax.onnx.opsets import check_opset
 
 try:
     from onnx import TensorProto, checker, helper, numpy_helper, save_model, shape_inference
-    from onnx import defs as onnx_defs
 except ImportError as error:
     raise UserError(
         "an ONNX export needs the library onnx, found it not installed; run: "
         "pip install 'quantizable_flax[onnx]'"
     ) from error
 
-LEAST_OPSET = 20  # Gelu is of 20, LayerNormalization of 17
-MOST_OPSET = min(25, onnx_defs.onnx_opset_version())
-WIDE_OPSET = 21  # QuantizeLinear of more than 8 bits
 LARGEST_FILE = 2**31 - 2**24  # protobuf ends at 2 GiB; some of it is left for nodes and names
 TYPES = {
     "float32": TensorProto.FLOAT,
@@ -46,16 +43,12 @@ class Graph:
         """Starts an empty graph.
 
         Args:
-          opset: LEAST_OPSET..MOST_OPSET.
+          opset: as `check_opset` has it.
 
         Raises:
           UserError: another opset.
         """
-        if not LEAST_OPSET <= opset <= MOST_OPSET:
-            raise UserError(
-                f"--opset must be in {LEAST_OPSET}..{MOST_OPSET}, found {opset}: "
-                f"{LEAST_OPSET} is what most readers know."
-            )
+        check_opset(opset)
         self.opset = opset
         self.reasons: dict[str, str] = {}
         self._nodes: list[Any] = []

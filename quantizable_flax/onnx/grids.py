@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.onnx.graph import WIDE_OPSET, Graph
+from quantizable_flax.onnx.graph import Graph
+from quantizable_flax.onnx.opsets import WIDE
 from quantizable_flax.quantization import learned
 from quantizable_flax.quantization.grid import Grid, make_grid
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
@@ -85,12 +86,12 @@ class Sites:
         )
         return Value(name, codes._replace(scale=scale))
 
-    def again(self, x: str, codes: Codes | None) -> Value:
+    def again(self, x: str, codes: Codes | None, *, divisor: float = 1.0) -> Value:
         """Puts a moved or selected value on the grid that it was on: no code changes."""
         if codes is None:
             return Value(x)
         name = self.graph.node("QuantizeLinear", x, *self._grid_names(codes), name="codes")
-        return self.value(codes._replace(name=name))
+        return self.value(codes._replace(name=name), divisor=divisor)
 
     def weight_codes(
         self, path: str, parameter: str, spec: QuantSpec | None, channel_axis: int
@@ -153,9 +154,9 @@ class Sites:
     def _dtype(self, grid: Grid, bits: int) -> Any:
         if bits <= INT8_BITS:
             return np.int8 if grid.lower < 0 else np.uint8
-        if self.graph.opset < WIDE_OPSET:
+        if self.graph.opset < WIDE:
             raise UserError(
-                f"codes of {bits} bits need --opset={WIDE_OPSET} or more, found {self.graph.opset}"
+                f"codes of {bits} bits need --opset={WIDE} or more, found {self.graph.opset}"
                 ": set it, or use 8 bits and fewer."
             )
         return np.int16 if grid.lower < 0 else np.uint16
@@ -163,7 +164,8 @@ class Sites:
     def _clipped(self, x: str, grid: Grid) -> str:
         """Bounds x to a grid narrower than its codes' type, which alone QuantizeLinear knows."""
         ends = (grid.scale * (end - grid.zero_point) for end in (grid.lower, grid.upper))
-        return self.graph.node("Clip", x, *(self.graph.constant(end) for end in ends), name="Clip")
+        with self.graph.because("the grid is narrower than 8 bits, and QuantizeLinear's is not"):
+            return self.graph.node("Clip", x, *(self.graph.constant(end) for end in ends))
 
     def _grid_names(self, codes: Codes) -> tuple[str, str]:
         dtype = codes.zero_point.dtype

@@ -59,14 +59,21 @@ def dense(
         else:
             with graph.scope("weight"):
                 kernel = sites.weight(*weight, axis=1)
-        y = product(build, x, kernel, bias)
+        y = product(build, x, kernel, bias, spec)
         if activation is not None:
-            y = activation(graph, y)
+            with graph.because("an activation function is in float32, between a product and a grid"):
+                y = activation(graph, y)
         return sites.activation(y, "output", spec)
 
 
 def product(
-    build: Build, x: Value, kernel: Value, bias: np.ndarray | None, *, transposed: bool = False
+    build: Build,
+    x: Value,
+    kernel: Value,
+    bias: np.ndarray | None,
+    spec: QuantSpec | None,
+    *,
+    transposed: bool = False,
 ) -> str:
     """`x @ kernel + bias`: [N, D] -> [N, F], the kernel [D, F], or [F, D] transposed.
 
@@ -75,21 +82,24 @@ def product(
     `s_x s_w`, and that rounding moves codes.
     """
     graph, attributes = build.graph, {"transB": 1} if transposed else {}
-    reason = float_reason(x, kernel)
+    reason = float_reason(spec, x, kernel)
     names = () if bias is None else (graph.array("bias", bias),)
-    if reason is None:
-        y = graph.node("Gemm", x.name, kernel.name, **attributes)
+    if reason is not None:
+        with graph.because(reason):
+            return graph.node("Gemm", x.name, kernel.name, *names, **attributes)
+    y = graph.node("Gemm", x.name, kernel.name, **attributes)
+    with graph.because("a bias is float32, as in the simulation"):
         return graph.node("Add", y, *names) if names else y
-    with graph.because(reason):
-        return graph.node("Gemm", x.name, kernel.name, *names, **attributes)
 
 
-def float_reason(*operands: Value) -> str | None:
+def float_reason(spec: QuantSpec | None, *operands: Value) -> str | None:
     """Why a product is of floats; None where all operands are codes of at most 8 bits."""
+    if spec is None:
+        return "quant.coverage leaves it in floating point"
     if any(operand.codes is None for operand in operands):
-        return "an operand is on no grid"
+        return "the scheme puts one of its operands on no grid"
     if any(operand.codes is not None and operand.codes.wide for operand in operands):
-        return "an operand has more than 8 bits"
+        return "one of its operands has more than 8 bits, which no integer kernel multiplies"
     return None
 
 
@@ -101,7 +111,8 @@ def layer_norm(build: Build, x: Value, name: str, spec: QuantSpec | None, epsilo
         # On its grid of 8 bits, but in floating point: it is small, and multiplies floats.
         scale = sites.rounded(f"{graph.path}/weight", "scale", spec)
         names = graph.array("scale", scale), graph.array("bias", np.asarray(module["bias"]))
-        y = graph.node("LayerNormalization", x.name, *names, axis=-1, epsilon=epsilon)
+        with graph.because("LayerNorm is in float32, between the grids around it"):
+            y = graph.node("LayerNormalization", x.name, *names, axis=-1, epsilon=epsilon)
         return sites.activation(y, "output", spec)
 
 
@@ -120,11 +131,13 @@ def spec_of_norm(config: Any, *, final: bool = False) -> QuantSpec | None:
 def residual(build: Build, block: str, x: Value, y: Value, spec: QuantSpec | None) -> Value:
     """`models.transformer.residual` in evaluation."""
     graph = build.graph
-    left = x.name
+    left, on_grids = x.name, x.codes is not None and y.codes is not None
     scale = build.sites.module(f"{graph.path}/{block}_residual_scale")
     with graph.scope(f"{block}_residual"):
         if scale:
             with graph.because("the factor that SmoothQuant left on this branch is on no grid"):
+                on_grids = False
                 left = graph.node("Mul", left, graph.array("scale", np.asarray(scale["scale"])))
-        total = graph.node("Add", left, y.name)
+        with graph.because(None if on_grids else "a residual sum of values that are on no grid"):
+            total = graph.node("Add", left, y.name)
     return build.sites.activation(total, f"{block}_residual", spec)

@@ -52,7 +52,7 @@ def decoder(
         with graph.at(f"{word}/weight"):
             kernel = sites.weight(*found, axis=0)
     with graph.scope("decoder"):
-        return product(build, x, kernel, bias, transposed=True)
+        return product(build, x, kernel, bias, spec, transposed=True)
 
 
 def output_shape(build: Build, batch: str, width: Any) -> str:
