@@ -17,13 +17,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": {**TEXT, "pad_token_id": 1},
     "vit": {"image_size": 16, "patch_size": 4, "channels": 3, "num_classes": 5},
 }
+KIN = {"roberta": TEXT, "distilbert": TEXT}  # the module of BERT by other configurations
 SIZES = {"hidden_size": 32, "num_layers": 1, "num_heads": 4, "intermediate_size": 64}
 
 
 def small_config(family: str, attention: dict[str, Any] | None = None, **model) -> ConfigDict:
     """A configuration with some keys of `model` and `model.attention` changed."""
     config = default_config(family)
-    config.model.update({**SIZES, **FAMILIES[family], **model})
+    config.model.update({**SIZES, **(FAMILIES | KIN)[family], **model})
     config.model.attention.update(attention or {})
     if family != "vit":
         config.data.seq_len = 12

@@ -18,6 +18,7 @@ ORDER = (
     "ptq",
     "data",
     "pretrained",
+    "onnx",
     "runtime",
     "checkpoint",
     "evaluation",
@@ -38,6 +39,7 @@ DOORS = {
     "orbax": {"checkpoint/store.py"},
     "safetensors": {"pretrained/safetensors_file.py"},
     "huggingface_hub": {"pretrained/hub.py"},
+    "onnx": {"onnx/graph.py"},
 }
 
 

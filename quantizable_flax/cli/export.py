@@ -12,6 +12,7 @@ from quantizable_flax.checkpoint.load import Run, load_run, override_run
 from quantizable_flax.cli import program
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluation.study import make_evaluator
+from quantizable_flax.onnx.opsets import LEAST, check_opset
 from quantizable_flax.pretrained.write import to_huggingface
 from quantizable_flax.ptq.int8 import count_products, size_in_bytes
 from quantizable_flax.ptq.settings import Setting, check_spec, make_spec, parse_setting
@@ -24,6 +25,7 @@ from quantizable_flax.runtime.compilation_cache import use_compilation_cache
 logger = logging.getLogger("quantizable_flax.export")
 
 FLAGS = flags.FLAGS
+NO_QUANT = "none"  # as eval.py has it
 flags.disclaim_key_flags()  # --help shows them as those of the program
 
 
@@ -34,21 +36,27 @@ def define_flags() -> None:
         "to",
         "int8",
         "What to write; int8: an Orbax checkpoint of integers, and a StableHLO program beside it; "
-        "huggingface: a folder of transformers (config.json, model.safetensors, tokenizer.json).",
+        "huggingface: a folder of transformers (config.json, model.safetensors, tokenizer.json); "
+        "onnx: model.onnx, with explicit grids and integer weights, for ONNX Runtime and others.",
     )
     flags.DEFINE_string("out", None, "The folder to write, new or empty.")
     flags.DEFINE_string(
         "quant",
         None,
-        "Of int8: bits and options, as of eval.py: w8a8, w4a8+mse, w8a8+smooth=0.5; by default "
-        "what the run was trained in, else w8a8. The rest of the scheme is set by "
-        "--config.quant.KEY=VALUE.",
+        "Of int8 and onnx: bits and options, as of eval.py: w8a8, w4a8+mse, w8a8+smooth=0.5; by "
+        "default what the run was trained in, else w8a8; of onnx also none, for floating point. The "
+        "rest of the scheme is set by --config.quant.KEY=VALUE.",
     )
     flags.DEFINE_integer(
-        "calibration_seed", 0, "Of int8: which training batches ranges are taken from."
+        "calibration_seed",
+        0,
+        "Of int8 and onnx: which training batches ranges are taken from.",
     )
     flags.DEFINE_integer(
         "batch_size", 8, "Of int8: batch size of the program, whose shapes are fixed."
+    )
+    flags.DEFINE_integer(
+        "opset", LEAST, "Of onnx: opset of the ONNX standard; more than 8 bits need 21."
     )
 
 
@@ -165,6 +173,27 @@ def write_huggingface(run: Run, folder: epath.Path) -> None:
         print(f"Wrote {folder}: {names}; parameters {size_in_bytes(params) / 1e6:.1f} MB.")
 
 
+def _onnx() -> "Write":
+    """Checks the flags of onnx, and returns what writes it."""
+    program.at_least(0, "calibration_seed", FLAGS.calibration_seed)
+    check_opset(FLAGS.opset)
+    is_float = FLAGS.quant == NO_QUANT
+    if is_float and FLAGS["calibration_seed"].present:
+        raise UserError(
+            f"--calibration_seed is of a quantized model, found it with --quant={NO_QUANT}: leave "
+            "it out."
+        )
+    given = parse_setting(FLAGS.quant) if FLAGS.quant and not is_float else None
+    # The library behind it is an extra: whoever lacks it is told before a run is read.
+    from quantizable_flax.cli import export_onnx
+
+    def write(run: Run, folder: epath.Path) -> None:
+        setting = None if is_float else given or default_setting(run)
+        export_onnx.write_run(run, setting, folder, FLAGS.opset, FLAGS.calibration_seed)
+
+    return write
+
+
 Write = Callable[[Run, epath.Path], None]
 
 
@@ -187,6 +216,7 @@ TARGETS = {
     "huggingface": Target(
         lambda: write_huggingface, (), ("config.data.eval_crop", "config.model.attention.")
     ),
+    "onnx": Target(_onnx, ("quant", "calibration_seed", "opset"), program.OVERRIDES),
 }
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.opt import POSITION_OFFSET
+from quantizable_flax.nn.gate import GateConfig
 from quantizable_flax.onnx import masks
 from quantizable_flax.onnx.attention import Around, Past, attention, check_softmax
 from quantizable_flax.onnx.grids import Value
@@ -20,17 +21,9 @@ from quantizable_flax.onnx.tables import decoder, lookup, output_shape
 
 
 def write_opt(build: Build) -> None:
-    """Adds the whole model: tokens, a mask of them and of the past, and the past; `logits`.
-
-    Raises:
-      UserError: gates that average over the sequence, which the past is no longer part of.
-    """
-    graph, config = build.graph, build.config
-    if config.gate is not None and config.gate.pooled:
-        raise UserError(
-            "an ONNX graph of OPT with past keys and values needs gates that see no other token, "
-            f"found gate_pooling={config.gate.pooling}: train with gate_pooling=none."
-        )
+    """Adds the whole model: tokens, a mask of them and of the past, and the past; `logits`."""
+    graph = build.graph
+    check_gate(build.config.gate)
     ids = graph.input("input_ids", "int64", ("batch", "sequence"))
     mask = graph.input("attention_mask", "int64", ("batch", "past + sequence"))
     past = _inputs(build)
@@ -45,6 +38,15 @@ def write_opt(build: Build) -> None:
     _head(build, x, batch)
     for i, new in enumerate(present):
         _output(build, i, new)
+
+
+def check_gate(gate: GateConfig | None) -> None:
+    """Raises UserError for gates that average over the sequence, of which the past is a part."""
+    if gate is not None and gate.pooled:
+        raise UserError(
+            "an ONNX graph of OPT with past keys and values needs gates that see no other token, "
+            f"found gate_pooling={gate.pooling}: train with gate_pooling=none."
+        )
 
 
 def _inputs(build: Build) -> list[Past]:

@@ -63,7 +63,7 @@ def to_huggingface(
     folder = Path(path).expanduser()
     with writing(folder):
         check_new(folder, f"path {path}")
-    files = _files(family, model.config, assets, eval_crop)
+    files = transformers_files(model, assets, eval_crop)
     tensors = state_dict_of(with_quant(model, None), params, family, SOURCES.get(family))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,11 +89,31 @@ def _family_of(model: nn.Module) -> str:
     )
 
 
-def _files(
-    family: str, config: Any, assets: Mapping[str, Any], eval_crop: float
-) -> dict[str, dict[str, Any] | list]:
-    """Content of each file of JSON by its name; config.json is last, by which a folder is known."""
+def transformers_files(
+    model: nn.Module, assets: Mapping[str, Any], eval_crop: float
+) -> dict[str, Any]:
+    """Content of each file of JSON by its name; config.json is last, by which a folder is known.
+
+    Args:
+      model: of a family that transformers has, in floating point.
+      assets, eval_crop: as `to_huggingface` takes them.
+
+    Raises:
+      UserError: as `to_huggingface`, of the model.
+    """
+    family, config = _family_of(model), model.config
     main = to_transformers(family, config, assets.get("classes"))
+    files: dict[str, Any] = side_files(config, assets, eval_crop)
+    if hasattr(config, "pooling") and config.pooling != type(config).pooling:
+        modes = {mode: pooling == config.pooling for mode, pooling in POOLINGS.items()}
+        files[str(POOLING)] = {"word_embedding_dimension": config.hidden_size, **modes}
+        if getattr(config, "head", None) in ("none", "pooler"):
+            files["modules.json"] = MODULES
+    return {**files, FILE: main}
+
+
+def side_files(config: Any, assets: Mapping[str, Any], eval_crop: float) -> dict[str, Any]:
+    """Of those, what turns texts or images into inputs."""
     files: dict[str, Any] = {}
     if tokenizer := assets.get("tokenizer"):
         files["tokenizer.json"] = tokenizer
@@ -101,12 +121,7 @@ def _files(
         files["tokenizer_config.json"] = tokenizer_config(tokenizer, length)
     if hasattr(config, "pixel_mean"):
         files[PREPROCESSOR] = preprocessor(config, eval_crop)
-    if hasattr(config, "pooling") and config.pooling != type(config).pooling:
-        modes = {mode: pooling == config.pooling for mode, pooling in POOLINGS.items()}
-        files[str(POOLING)] = {"word_embedding_dimension": config.hidden_size, **modes}
-        if getattr(config, "head", None) in ("none", "pooler"):
-            files["modules.json"] = MODULES
-    return {**files, FILE: main}
+    return files
 
 
 def _tell(main: Any, folder: Path) -> None:
