@@ -145,8 +145,8 @@ class Sites:
             found = _at(self._ranges, names)
             if found is None or "range" not in found:
                 raise UserError(
-                    f"site {path} has no static range, found none in what was calibrated: an ONNX "
-                    "graph needs ranges from calibration (no +token)."
+                    f"site {path} has no calibrated range, found none in `ranges`: give those that "
+                    "qf.calibrate returns for this model and its scheme."
                 )
             grid = _range_grid(found["range"][0], found["range"][1], bits, symmetric)
         return jax.tree.map(np.asarray, grid)
