@@ -44,8 +44,8 @@ def define_flags() -> None:
         "quant",
         None,
         "Of int8 and onnx: bits and options, as of eval.py: w8a8, w4a8+mse, w8a8+smooth=0.5; by "
-        "default what the run was trained in, else w8a8; of onnx also none, for floating point. The "
-        "rest of the scheme is set by --config.quant.KEY=VALUE.",
+        "default what the run was trained in, else w8a8; of onnx also none, for floating point. "
+        "The rest of the scheme is set by --config.quant.KEY=VALUE.",
     )
     flags.DEFINE_integer(
         "calibration_seed",

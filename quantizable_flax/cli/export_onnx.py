@@ -20,7 +20,9 @@ from quantizable_flax.runtime import terminal
 logger = logging.getLogger(__name__)
 
 
-def write_run(run: Run, setting: Setting | None, folder: os.PathLike, opset: int, seed: int) -> None:
+def write_run(
+    run: Run, setting: Setting | None, folder: os.PathLike, opset: int, seed: int
+) -> None:
     """Writes a run as ONNX, and prints how large that is and what stays in floating point.
 
     Args:

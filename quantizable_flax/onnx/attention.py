@@ -102,9 +102,7 @@ def _heads(
     return _moved(build, split, name, order, divisor)
 
 
-def _moved(
-    build: Build, x: Value, name: str, order: list[int], divisor: float = 1.0
-) -> Value:
+def _moved(build: Build, x: Value, name: str, order: list[int], divisor: float = 1.0) -> Value:
     """Axes in another order, on the same grid; the scale of codes takes a divisor in."""
     graph = build.graph
     with graph.scope(name, "heads"):

@@ -51,8 +51,8 @@ def _embeddings(build: Build, ids: str, mask: str, types: str | None) -> Value:
             x = sites.activation(x, "word_type_sum", quant).name
         position = lookup(build, _rows(build, ids, mask), "position", quant).name
         x = graph.node("Add", x, position)
-        x = as_rows(build, sites.activation(x, "position_sum", quant), config.hidden_size)
-        return layer_norm(build, x, "layer_norm", spec_of_norm(config), config.layer_norm_eps)
+        summed = as_rows(build, sites.activation(x, "position_sum", quant), config.hidden_size)
+        return layer_norm(build, summed, "layer_norm", spec_of_norm(config), config.layer_norm_eps)
 
 
 def _rows(build: Build, ids: str, mask: str) -> str:
@@ -84,7 +84,9 @@ def _head(build: Build, x: Value, batch: str) -> None:
     if c.head == "masked_lm":
         logits = _mlm_head(build, x)
         shape = output_shape(build, batch, c.vocab_size)
-        graph.output("logits", graph.node("Reshape", logits, shape), "float32", (*TOKENS, c.vocab_size))
+        graph.output(
+            "logits", graph.node("Reshape", logits, shape), "float32", (*TOKENS, c.vocab_size)
+        )
         return
     hidden = graph.node("Reshape", x.name, output_shape(build, batch, c.hidden_size))
     if c.head != "classifier":

@@ -7,7 +7,6 @@ import numpy as np
 from quantizable_flax.onnx.grids import Value
 from quantizable_flax.onnx.layers import Build
 
-
 GATE = "gates stay in floating point, as published"
 
 

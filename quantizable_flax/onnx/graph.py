@@ -143,7 +143,9 @@ class Graph:
             return self._model()  # checked by its file: see `write`
         model = self._model()
         checker.check_model(model, full_check=True)
-        return shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        return shape_inference.infer_shapes(
+            model, check_type=True, strict_mode=True, data_prop=True
+        )
 
     def _model(self) -> Any:
         graph = helper.make_graph(

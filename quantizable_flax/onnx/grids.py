@@ -81,9 +81,7 @@ class Sites:
         scale = codes.scale if divisor == 1.0 else codes.scale / np.float32(divisor)
         attributes = {} if codes.axis is None else {"axis": codes.axis}
         names = self._grid_names(codes._replace(scale=scale.astype(np.float32)))
-        name = self.graph.node(
-            "DequantizeLinear", codes.name, *names, name="value", **attributes
-        )
+        name = self.graph.node("DequantizeLinear", codes.name, *names, name="value", **attributes)
         return Value(name, codes._replace(scale=scale))
 
     def again(self, x: str, codes: Codes | None, *, divisor: float = 1.0) -> Value:

@@ -61,7 +61,9 @@ def dense(
                 kernel = sites.weight(*weight, axis=1)
         y = product(build, x, kernel, bias, spec)
         if activation is not None:
-            with graph.because("an activation function is in float32, between a product and a grid"):
+            with graph.because(
+                "an activation function is in float32, between a product and a grid"
+            ):
                 y = activation(graph, y)
         return sites.activation(y, "output", spec)
 
@@ -81,7 +83,8 @@ def product(
     Inside of the Gemm, ONNX Runtime's integer kernel would take it only as integers in steps of
     `s_x s_w`, and that rounding moves codes.
     """
-    graph, attributes = build.graph, {"transB": 1} if transposed else {}
+    graph = build.graph
+    attributes: dict[str, Any] = {"transB": 1} if transposed else {}
     reason = float_reason(spec, x, kernel)
     names = () if bias is None else (graph.array("bias", bias),)
     if reason is not None:

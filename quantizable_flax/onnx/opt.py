@@ -30,13 +30,13 @@ def write_opt(build: Build) -> None:
     batch = graph.node("Shape", ids, start=0, end=1, name="batch")
     around, positions = _around(build, ids, mask, past[0].key, batch)
     x = _embeddings(build, ids, positions)
-    present = []
+    present: list[Past | None] = []
     for i, old in enumerate(past):
         with graph.scope(f"layer_{i}"):
             x, new = _layer(build, x, around, old)
         present.append(new)
     _head(build, x, batch)
-    for i, new in enumerate(present):
+    for i, new in enumerate(filter(None, present)):
         _output(build, i, new)
 
 
@@ -52,7 +52,12 @@ def check_gate(gate: GateConfig | None) -> None:
 def _inputs(build: Build) -> list[Past]:
     shape = ("batch", build.config.num_heads, "past", _head_size(build))
     return [
-        Past(*(build.graph.input(f"past_key_values.{i}.{name}", "float32", shape) for name in Past._fields))
+        Past(
+            *(
+                build.graph.input(f"past_key_values.{i}.{name}", "float32", shape)
+                for name in Past._fields
+            )
+        )
         for i in range(build.config.num_layers)
     ]
 
@@ -97,7 +102,7 @@ def _embeddings(build: Build, ids: str, positions: str) -> Value:
         return build.sites.activation(graph.node("Add", x.name, position.name), "sum", c.quant)
 
 
-def _layer(build: Build, x: Value, around: Around, past: Past) -> tuple[Value, Past]:
+def _layer(build: Build, x: Value, around: Around, past: Past) -> tuple[Value, Past | None]:
     c = build.config
     y = _norm(build, x, "attention") if c.pre_layer_norm else x
     y, present = attention(build, y, around, c.quant, context_before_gate=True, past=past)

@@ -10,8 +10,11 @@ from quantizable_flax.quantization.spec import QuantSpec
 PRODUCTS = ("Gemm", "MatMul")
 # What only moves or selects values, says shapes, or goes from one grid to another.
 MOVES = frozenset(
-    "QuantizeLinear DequantizeLinear Reshape Transpose Flatten Concat Gather Slice Squeeze "
-    "Unsqueeze Expand Identity Shape Range Cast Where LessOrEqual And CumSum".split()
+    (
+        *("QuantizeLinear", "DequantizeLinear", "Identity", "Cast", "Where"),
+        *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Expand"),
+        *("Concat", "Gather", "Slice", "Shape", "Range", "LessOrEqual", "And", "CumSum"),
+    )
 )
 
 

@@ -23,9 +23,7 @@ def write_vit(build: Build) -> None:
     shape = ("batch", c.channels, c.image_size, c.image_size)
     images = graph.input("pixel_values", "float32", shape)
     batch = graph.node("Shape", images, start=0, end=1, name="batch")
-    around = masks.unmasked(
-        graph, masks.heads_shape(graph, batch, c), check_softmax(c.softmax)
-    )
+    around = masks.unmasked(graph, masks.heads_shape(graph, batch, c), check_softmax(c.softmax))
     x = _embeddings(build, images, batch)
     for i in range(c.num_layers):
         with graph.scope(f"layer_{i}"):
@@ -35,7 +33,7 @@ def write_vit(build: Build) -> None:
 
 
 def _patches(build: Build, images: str) -> str:
-    """[B, C, H, W] -> [B N, size size C], each patch by rows of its pixels, as `models.vit` has it."""
+    """[B, C, H, W] -> [B N, size size C], each patch row by row, as in `models.vit`."""
     graph, c = build.graph, build.config
     count, size = c.image_size // c.patch_size, c.patch_size
     cut = graph.constant([-1, c.channels, count, size, count, size], np.int64)
@@ -48,18 +46,17 @@ def _embeddings(build: Build, images: str, batch: str) -> Value:
     graph, c = build.graph, build.config
     with graph.scope("embeddings"):
         patches = build.sites.activation(_patches(build, images), "patches", c.quant)
-        x = dense(build, patches, "patch_embedding", c.quant)
+        rows = dense(build, patches, "patch_embedding", c.quant)
         if c.patch_layer_norm:
-            x = layer_norm(build, x, "patch_layer_norm", spec_of_norm(c), c.layer_norm_eps)
-        x = graph.node("Reshape", x.name, output_shape(build, batch, c.hidden_size))
+            rows = layer_norm(build, rows, "patch_layer_norm", spec_of_norm(c), c.layer_norm_eps)
+        x = graph.node("Reshape", rows.name, output_shape(build, batch, c.hidden_size))
         names = ["cls_token"] + ["distillation_token"] * (c.distillation != "none")
         first = [_tokens(build, name, batch) for name in names]
         x = graph.node("Concat", *first, x, axis=1)
         x = graph.node("Add", x, graph.array("position_table", _table(build, "position_table")))
         if c.num_registers:
             x = _with_registers(build, x, len(first), batch)
-        summed = build.sites.activation(x, "sum", c.quant)
-        return as_rows(build, summed, c.hidden_size)
+        return as_rows(build, build.sites.activation(x, "sum", c.quant), c.hidden_size)
 
 
 def _table(build: Build, name: str) -> np.ndarray:
@@ -113,8 +110,5 @@ def _classes(build: Build, name: str, hidden: str, token: int, x: Value) -> str:
     graph, spec = build.graph, build.config.head_quant
     with graph.scope(name):
         picked = graph.node("Gather", hidden, graph.constant(token, np.int64), axis=1)
-        if spec is None:
-            picked = Value(picked)
-        else:
-            picked = build.sites.again(picked, x.codes)
-    return dense(build, picked, name, spec).name
+        first = build.sites.again(picked, None if spec is None else x.codes)
+    return dense(build, first, name, spec).name

@@ -109,9 +109,9 @@ def test_what_cannot_be_exact_is_refused():
     with pytest.raises(UserError, match="more than 8 bits need --opset=21"):
         check_spec(QuantSpec(site_bits=((".*/scores", 16),)), 20)
     own = model.clone(config=model.config.__class__(softmax=lambda scores, mask: scores))
-    with pytest.raises(UserError, match="needs a softmax that qf.make_softmax gives"):
+    with pytest.raises(UserError, match=r"needs a softmax that qf\.make_softmax gives"):
         check_model(own)
-    with pytest.raises(UserError, match="written of Bert, OptForCausalLM, .*found Dense"):
+    with pytest.raises(UserError, match=r"written of Bert, OptForCausalLM, .*found Dense"):
         check_model(qf.Dense(3))
     pooled, _ = small_model("opt", {"gate": "linear", "gate_pooling": "all"})
     with pytest.raises(UserError, match="found gate_pooling=all: train with gate_pooling=none"):

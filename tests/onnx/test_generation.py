@@ -9,6 +9,12 @@ from tests.onnx.case import empty_past, float_batch, make_case, worst
 ATTENTION = {"softmax": "clipped", "gamma": -0.03, "gate": "linear"}
 
 
+def as_past(names, present):
+    """What a call returned, as the next one takes it."""
+    past = (name.replace("present", "past_key_values") for name in names)
+    return dict(zip(past, present, strict=True))
+
+
 @pytest.mark.parametrize("spec", [None, QuantSpec()], ids=["float", "w8a8"])
 def test_a_token_at_a_time_is_as_all_at_once(spec):
     case = make_case("opt", ATTENTION, spec, num_layers=2)
@@ -22,7 +28,7 @@ def test_a_token_at_a_time_is_as_all_at_once(spec):
         given = {"input_ids": ids[:, done : done + now], "attention_mask": mask[:, : done + now]}
         first, *present = session.run(None, {**given, **past})
         logits.append(first)
-        past = dict(zip((n.replace("present", "past_key_values") for n in names[1:]), present))
+        past = as_past(names[1:], present)
         done += now
     assert past["past_key_values.1.key"].shape == (3, 4, 12, 8)
     # Of padding nothing is asked: the queries there see other keys.
@@ -45,7 +51,7 @@ def test_it_generates_what_we_do():
         mask = np.ones((1, len(prompt) + i), np.int64)
         given = {"input_ids": np.asarray([ids], np.int64), "attention_mask": mask}
         logits, *present = session.run(None, {**given, **past})
-        past = dict(zip((n.replace("present", "past_key_values") for n in names[1:]), present))
+        past = as_past(names[1:], present)
         ids = [int(logits[0, -1].argmax())]
         theirs += ids
     assert theirs == ours

@@ -1,0 +1,92 @@
+"""Trained models: ONNX Runtime against the simulation, over the validation split."""
+
+import importlib
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from quantizable_flax.checkpoint.load import load_run
+from quantizable_flax.data.tasks import make_task
+from quantizable_flax.evaluation.study import Evaluator
+from quantizable_flax.onnx.write import to_onnx
+from quantizable_flax.ptq.settings import parse_setting
+from quantizable_flax.training.loop import train
+from tests.onnx.case import arguments, feeds, session
+
+RECIPES = {"bert": "quickstart", "opt": "opt_tiny", "vit": "vit_digits"}
+STEPS, BATCHES = 400, 16
+
+
+@pytest.fixture(
+    scope="module",
+    params=itertools.product(RECIPES, ["vanilla", "clipped", "gated"]),
+    ids="-".join,
+)
+def evaluator(request, tmp_path_factory):
+    """(name of the model, evaluator of a run of some hundred steps)."""
+    family, variant = request.param
+    config = importlib.import_module(f"configs.{RECIPES[family]}").get_config(variant)
+    config.train.update({"steps": STEPS, "eval_every": 0, "telemetry_every": 0})
+    config.optimizer.warmup_steps = 50
+    config.checkpoint.every = STEPS
+    folder = tmp_path_factory.mktemp("trained")
+    if family != "vit":
+        config.data.cache_dir = str(folder / "cache")
+    train(config, str(folder / "run"))
+    run = load_run(str(folder / "run"))
+    return f"{family} {variant}", Evaluator(run, make_task(run.config, run.assets))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["none", "w8a8", "w8a8+channel"])
+def test_onnx_runtime_is_the_simulation(evaluator, setting):
+    name, evaluator = evaluator
+    family = name.split()[0]
+    if setting == "none":
+        model, params, ranges = evaluator._model, evaluator._params, {}
+    else:
+        model, params, ranges = evaluator.calibrated(parse_setting(setting))
+    forward = jax.jit(lambda *inputs: model.apply({"params": params, "ranges": ranges}, *inputs))
+    found = session(to_onnx(model, params, ranges).model)
+    normalise = jax.jit(lambda x: model.apply({}, x, method="normalise"))
+    differences, sizes, equal, losses = [], [], [], []
+    for batch in itertools.islice(evaluator._batches, BATCHES):
+        if family == "vit":  # rounded alike: a pixel lies between two codes
+            batch = {**batch, "images": np.asarray(normalise(batch["images"]))}
+        elif "attention_mask" not in batch:
+            batch = {**batch, "attention_mask": np.ones_like(batch["input_ids"])}
+        ours = np.asarray(forward(*arguments(batch)))
+        theirs = found.run(["logits"], feeds(family, model.config, batch))[0]
+        differences.append(np.abs(ours - theirs).max())
+        sizes.append(np.abs(ours).max())
+        equal.append((ours.argmax(-1) == theirs.argmax(-1)).ravel())
+        losses.append([mean_loss(family, logits, batch["labels"]) for logits in (ours, theirs)])
+    worst, same = max(differences) / max(sizes), np.mean(np.concatenate(equal))
+    metric = [value(family, np.mean(x)) for x in zip(*losses, strict=True)]
+    print(
+        f"\n{name} {setting}: {same:.5%} of {sum(map(len, equal))} predictions, largest "
+        f"difference {worst:.2e} of the largest logit, metric {metric[0]:.5f} and {metric[1]:.5f}"
+    )
+    assert worst < (1e-4 if setting == "none" else 0.02)
+    assert same >= 0.999
+    assert metric[1] == pytest.approx(metric[0], rel=1e-3)
+
+
+def mean_loss(family: str, logits: np.ndarray, labels: np.ndarray) -> float:
+    """Of a batch: nats per label, or the share of right classes."""
+    labels = np.asarray(labels)
+    if family == "vit":
+        return float(np.mean(logits.argmax(-1) == labels))
+    if family == "opt":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    logits, labels = logits[labels >= 0].astype(np.float64), labels[labels >= 0]
+    own = np.take_along_axis(logits, labels[:, None], -1)[:, 0]
+    highest = logits.max(-1)
+    return float(np.mean(np.log(np.exp(logits - highest[:, None]).sum(-1)) + highest - own))
+
+
+def value(family: str, loss: float) -> float:
+    """Top-1, or perplexity."""
+    return float(loss if family == "vit" else np.exp(loss))
