@@ -13,7 +13,6 @@ from quantizable_flax.onnx.opsets import WIDE
 from quantizable_flax.quantization import learned
 from quantizable_flax.quantization.grid import Grid, make_grid
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
-from quantizable_flax.quantization.tensor import quantize
 
 
 class Codes(NamedTuple):
@@ -92,7 +91,7 @@ class Sites:
         return self.value(codes._replace(name=name), divisor=divisor)
 
     def weight_codes(
-        self, path: str, parameter: str, spec: QuantSpec | None, channel_axis: int
+        self, path: str, parameter: str, spec: QuantSpec | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """A weight as (codes, scale, zero point), None where it stays in floating point.
 
@@ -100,13 +99,12 @@ class Sites:
           path: of its `WeightSite`, in full.
           parameter: its name in the module around the site.
           spec: the scheme of that module.
-          channel_axis: that of scales per channel.
         """
         bits = None if spec is None else spec.bits(path, weight=True)
         if spec is None or bits is None:
             return None
         grid = self._grid(path, bits, symmetric=True)
-        codes = np.asarray(_codes(self.float_weight(path, parameter), grid))
+        codes = _codes(self.float_weight(path, parameter), grid)
         dtype = self._dtype(grid, bits)
         scale = np.asarray(grid.scale, np.float32)
         scale = scale.reshape(-1) if scale.ndim else scale
@@ -118,7 +116,8 @@ class Sites:
         bits = None if spec is None else spec.bits(path, weight=True)
         if bits is None:
             return weight
-        return np.asarray(_values(weight, self._grid(path, bits, symmetric=True)))
+        grid = self._grid(path, bits, symmetric=True)
+        return _codes(weight, grid) * grid.scale
 
     def module(self, path: str) -> Mapping[str, Any]:
         """The parameters of a module, {} where it has none."""
@@ -175,7 +174,7 @@ class Sites:
         )
 
 
-# Compiled as in the simulation: a division rounds otherwise where XLA knows its divisor.
+# Compiled as in the simulation: XLA divides otherwise where it knows the divisor.
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _range_grid(low, high, bits: int, symmetric: bool) -> Grid:
     return make_grid(low, high, bits, symmetric=symmetric)
@@ -186,14 +185,14 @@ def _learned_grid(parameters, bits: int, symmetric: bool) -> Grid:
     return learned.learned_grid(parameters, bits, symmetric=symmetric)
 
 
-@jax.jit
-def _codes(w, grid: Grid):
-    return quantize(w, grid).codes
+def _codes(w: np.ndarray, grid: Grid) -> np.ndarray:
+    """Of a weight: float32 that holds integers.
 
-
-@jax.jit
-def _values(w, grid: Grid):
-    return quantize(w, grid).values()
+    Rounded as in the simulation, which XLA has divide by one scale but multiply by the reciprocals
+    of many: a weight in the middle between two codes is to get the same one.
+    """
+    steps = w * (np.float32(1.0) / grid.scale) if grid.scale.ndim else w / grid.scale
+    return np.clip(np.rint(steps), grid.lower, grid.upper)
 
 
 def _at(tree: Any, names: list[str]) -> Any:

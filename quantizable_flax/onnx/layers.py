@@ -51,7 +51,7 @@ def dense(
     """`nn.layers.Dense` of rows: [N, D] -> [N, F]."""
     graph, sites = build.graph, build.sites
     with graph.scope(name):
-        weight = sites.weight_codes(f"{graph.path}/weight", "kernel", spec, -1)
+        weight = sites.weight_codes(f"{graph.path}/weight", "kernel", spec)
         module = build.module()
         bias = np.asarray(module["bias"], np.float32) if "bias" in module else None
         if weight is None:

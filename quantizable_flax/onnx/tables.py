@@ -14,7 +14,7 @@ def lookup(build: Build, ids: str, name: str, spec: QuantSpec | None) -> Value:
     """`nn.layers.Embed`: int64 [...] -> [..., D]; the table is kept as codes."""
     graph, sites = build.graph, build.sites
     with graph.scope(name):
-        found = sites.weight_codes(f"{graph.path}/weight", "embedding", spec, 0)
+        found = sites.weight_codes(f"{graph.path}/weight", "embedding", spec)
         if found is None:
             table = sites.float_weight(f"{graph.path}/weight", "embedding")
             return Value(graph.node("Gather", graph.shared("embedding", table), ids))
@@ -43,7 +43,7 @@ def decoder(
       bias: [V], or None.
     """
     graph, sites = build.graph, build.sites
-    found = sites.weight_codes(f"{word}/weight", "embedding", spec, 0)
+    found = sites.weight_codes(f"{word}/weight", "embedding", spec)
     if found is None:
         with graph.at(word):
             table = sites.float_weight(f"{word}/weight", "embedding")

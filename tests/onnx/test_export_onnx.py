@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 
 import numpy as np
@@ -14,11 +15,12 @@ from quantizable_flax.cli.export_onnx import write_run
 from quantizable_flax.data.tasks import make_task
 from quantizable_flax.evaluation.study import Evaluator
 from quantizable_flax.onnx import graph
+from quantizable_flax.onnx.opsets import LEAST
 from quantizable_flax.onnx.write import check_model, check_spec, to_onnx, write_onnx
 from quantizable_flax.ptq.settings import parse_setting
 from quantizable_flax.training.loop import train
 from tests.onnx.case import empty_past, make_case, session, worst
-from tests.programs import assert_mistake, run
+from tests.programs import ROOT, assert_mistake, run
 from tests.small import small_model
 from tests.tiny import tiny_config
 
@@ -63,6 +65,18 @@ def test_a_run_as_integers(trained, tmp_path):
     given |= empty_past(model.config, 1)
     theirs = session(str(tmp_path / "out" / "model.onnx")).run(["logits"], given)[0]
     assert worst(theirs, np.asarray(ours)) < 0.02
+
+
+def test_the_page_runs_what_was_written(tmp_path, monkeypatch, capsys):
+    config = tiny_config(tmp_path, "bert", **SHORT)
+    train(config, str(tmp_path / "run"))
+    folder = tmp_path / "runs" / "clipped_onnx"
+    write_run(load_run(str(tmp_path / "run")), parse_setting("w8a8"), folder, LEAST, 0)
+    capsys.readouterr()
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text())
+    exec(compile(block, "docs/onnx.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("['")
 
 
 def test_a_run_in_floating_point(trained, tmp_path):
