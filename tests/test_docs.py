@@ -197,7 +197,7 @@ def test_keys_named_in_text_exist():
     configs = [default_config(family) for family in FAMILIES]
     groups = {key for config in configs for key, value in config.items() if hasattr(value, "keys")}
     key = re.compile(rf"`(?:--)?(?:config\.)?((?:{'|'.join(groups)})(?:\.[a-z]\w*)+)")
-    files = (".py", ".sh", ".json", ".stablehlo")
+    files = (".py", ".sh", ".json", ".stablehlo", ".onnx", ".onnx.data")
     named = {
         (page.name, found)
         for page in PAGES
