@@ -26,28 +26,23 @@ from quantizable_flax.ptq.int8 import size_in_bytes, to_int8
 from quantizable_flax.quantization.sites import RANGES
 from quantizable_flax.quantization.spec import QuantSpec, parse_coverage
 
-FAMILY = flags.DEFINE_enum("family", "bert", FAMILIES, "Which model, at the size of the paper.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Examples in a batch.", lower_bound=1)
-SEQ_LEN = flags.DEFINE_integer("seq_len", 128, "Tokens of a text; images have 197.", lower_bound=1)
-SETUP = flags.DEFINE_string("setup", "all", "What is quantized, as config.quant.coverage.")
-LAYERS = flags.DEFINE_integer("layers", 0, "Layers of the model, 0 for all.")
-ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed rounds.", lower_bound=1)
+FLAGS = flags.FLAGS
 WARM_UP = 2  # rounds
 
 
-def configure():
-    """The family's defaults, which are base models, for sequences of the length asked for."""
-    config = default_config(FAMILY.value)
-    if LAYERS.value:
-        config.model.num_layers = LAYERS.value
-    if FAMILY.value != "vit":
-        config.data.seq_len = SEQ_LEN.value
+def configure(family: str, layers: int = 0, seq_len: int = 128):
+    """The family's defaults, which are base models, for texts of a length; 0 layers for all."""
+    config = default_config(family)
+    if layers:
+        config.model.num_layers = layers
+    if family != "vit":
+        config.data.seq_len = seq_len
     return config
 
 
-def random_batch(config) -> dict[str, jax.Array]:
+def random_batch(config, size: int) -> dict[str, jax.Array]:
     """Random tokens, all of them labelled, or random images."""
-    rng, model, size = np.random.default_rng(0), config.model, BATCH_SIZE.value
+    rng, model = np.random.default_rng(0), config.model
     if model.name == "vit":
         shape = (size, model.image_size, model.image_size, model.channels)
         images = rng.integers(256, size=shape, dtype=np.uint8)
@@ -56,7 +51,7 @@ def random_batch(config) -> dict[str, jax.Array]:
     return jax.device_put({"input_ids": ids, "labels": ids})
 
 
-def variants(config, batch) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
+def variants(config, batch, coverage: str = "all") -> dict[str, tuple[nn.Module, dict[str, Any]]]:
     """Name -> (model, variables)."""
     model = build_model(config)
 
@@ -65,7 +60,7 @@ def variants(config, batch) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
         return nn.meta.unbox(model.init(key, model.example_batch(), method="loss"))["params"]
 
     params = init(jax.random.key(0))
-    simulated = with_quant(model, QuantSpec(**parse_coverage(SETUP.value)))
+    simulated = with_quant(model, QuantSpec(**parse_coverage(coverage)))
     ranges = calibrate(simulated, params, [batch])
     native, codes = to_int8(simulated, params, ranges)
     in_bf16 = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
@@ -83,31 +78,32 @@ def forward(model: nn.Module, variables: dict[str, Any], inputs: jax.Array) -> C
     return lambda: jax.block_until_ready(compiled(variables, inputs))
 
 
-def measure(runs: dict[str, Callable]) -> dict[str, float]:
-    """Name -> median of the seconds that one run takes."""
+def measure(runs: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """Name -> seconds of each timed run, all of them in turn."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for round_index in range(WARM_UP + ROUNDS.value):
+    for round_index in range(WARM_UP + rounds):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
             if round_index >= WARM_UP:
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+    return times
 
 
 def main(_: list[str]) -> None:
     """Times every program and prints one table."""
-    config = configure()
-    batch = random_batch(config)
-    inputs = batch["images" if FAMILY.value == "vit" else "input_ids"]
-    models = variants(config, batch)
+    config = configure(FLAGS.family, FLAGS.layers, FLAGS.seq_len)
+    batch = random_batch(config, FLAGS.batch_size)
+    inputs = batch["images" if FLAGS.family == "vit" else "input_ids"]
+    models = variants(config, batch, FLAGS.setup)
     runs = {name: forward(*pair, inputs) for name, pair in models.items()}
-    seconds = measure(runs)
+    times = measure(runs, FLAGS.rounds)
+    seconds = {name: statistics.median(found) for name, found in times.items()}
     sizes = {name: size_in_bytes(variables["params"]) for name, (_, variables) in models.items()}
     device = jax.devices()[0].device_kind
     print(
-        f"{FAMILY.value}, {config.model.num_layers} layers, input {inputs.shape}, quant setup "
-        f"{SETUP.value}; {device}, jax {jax.__version__}, {ROUNDS.value} rounds"
+        f"{FLAGS.family}, {config.model.num_layers} layers, input {inputs.shape}, quant setup "
+        f"{FLAGS.setup}; {device}, jax {jax.__version__}, {FLAGS.rounds} rounds"
     )
     for name in runs:
         print(
@@ -123,5 +119,16 @@ def main(_: list[str]) -> None:
     )
 
 
+def define_flags() -> None:
+    """Not on import: `benchmarks.serving` has flags of the same names."""
+    flags.DEFINE_enum("family", "bert", FAMILIES, "Which model, at the size of the paper.")
+    flags.DEFINE_integer("batch_size", 8, "Examples in a batch.", lower_bound=1)
+    flags.DEFINE_integer("seq_len", 128, "Tokens of a text; images have 197.", lower_bound=1)
+    flags.DEFINE_string("setup", "all", "What is quantized, as config.quant.coverage.")
+    flags.DEFINE_integer("layers", 0, "Layers of the model, 0 for all.")
+    flags.DEFINE_integer("rounds", 10, "Timed rounds.", lower_bound=1)
+
+
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
