@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from quantizable_flax.nn.mask import Mask
     from quantizable_flax.nn.softmax import clipped_softmax, softmax
     from quantizable_flax.nn.softmax_config import SoftmaxConfig, make_softmax
+    from quantizable_flax.onnx.write import to_onnx
     from quantizable_flax.pretrained.folder import from_pretrained
     from quantizable_flax.pretrained.write import to_huggingface
     from quantizable_flax.ptq.calibrate import calibrate
@@ -55,6 +56,7 @@ __all__ = [
     "softmax",
     "to_huggingface",
     "to_int8",
+    "to_onnx",
     "to_state_dict",
     "token_scores",
     "values",
@@ -74,6 +76,7 @@ _MODULES = {
     "errors": ("UserError",),
     "interop": ("from_state_dict", "to_state_dict"),
     "checkpoint.load": ("load",),
+    "onnx.write": ("to_onnx",),
     "pretrained.folder": ("from_pretrained",),
     "pretrained.write": ("to_huggingface",),
     "models.build": ("build_model", "with_quant"),

@@ -26,6 +26,8 @@ logger = logging.getLogger("quantizable_flax.export")
 
 FLAGS = flags.FLAGS
 NO_QUANT = "none"  # as eval.py has it
+# How the overrides begin that a model in floating point looks at.
+FLOAT_KEYS = ("config.data.eval_crop", "config.model.attention.")
 flags.disclaim_key_flags()  # --help shows them as those of the program
 
 
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> None:
     check_choice("--to", FLAGS.to, TARGETS)
     workdir = program.required("workdir", FLAGS.workdir)
     folder = export.check_folder(program.required("out", FLAGS.out), "--out")
-    target = TARGETS[FLAGS.to]
+    target = _target()
     _check_given(target, overrides)
     write = target.prepare()
     use_compilation_cache()
@@ -79,6 +81,14 @@ def main(arguments: list[str]) -> None:
     write(run, folder)
 
 
+def _target() -> "Target":
+    """What the flags name: of ONNX in floating point, less is asked than of its integers."""
+    target = TARGETS[FLAGS.to]
+    if FLAGS.to == "onnx" and FLAGS.quant == NO_QUANT:
+        return target._replace(flags=("quant", "opset"), keys=FLOAT_KEYS)
+    return target
+
+
 def _check_given(target: "Target", overrides: list[str]) -> None:
     """Raises UserError for a flag or a key that the target would not look at."""
     others = {name for other in TARGETS.values() for name in other.flags} - set(target.flags)
@@ -88,9 +98,8 @@ def _check_given(target: "Target", overrides: list[str]) -> None:
         if not name.startswith(target.keys):
             given.append(f"--{name.partition('=')[0]}")
     if given:
-        raise UserError(
-            f"{given[0]} is of another target, found it with --to={FLAGS.to}: leave it out."
-        )
+        asked = f"--to={FLAGS.to}" + (f" --quant={FLAGS.quant}" if FLAGS.quant else "")
+        raise UserError(f"{given[0]} is of another target, found it with {asked}: leave it out.")
 
 
 def _int8() -> "Write":
@@ -178,11 +187,6 @@ def _onnx() -> "Write":
     program.at_least(0, "calibration_seed", FLAGS.calibration_seed)
     check_opset(FLAGS.opset)
     is_float = FLAGS.quant == NO_QUANT
-    if is_float and FLAGS["calibration_seed"].present:
-        raise UserError(
-            f"--calibration_seed is of a quantized model, found it with --quant={NO_QUANT}: leave "
-            "it out."
-        )
     given = parse_setting(FLAGS.quant) if FLAGS.quant and not is_float else None
     # The library behind it is an extra: whoever lacks it is told before a run is read.
     from quantizable_flax.cli import export_onnx
@@ -213,9 +217,7 @@ class Target(NamedTuple):
 
 TARGETS = {
     "int8": Target(_int8, ("quant", "calibration_seed", "batch_size"), program.OVERRIDES),
-    "huggingface": Target(
-        lambda: write_huggingface, (), ("config.data.eval_crop", "config.model.attention.")
-    ),
+    "huggingface": Target(lambda: write_huggingface, (), FLOAT_KEYS),
     "onnx": Target(_onnx, ("quant", "calibration_seed", "opset"), program.OVERRIDES),
 }
 

@@ -99,7 +99,14 @@ def test_a_run_in_floating_point(trained, tmp_path):
         (["--batch_size=8"], ["--batch_size is of another target, found it with --to=onnx"]),
         (["--quant=w8a8+token"], ["needs static ranges, found +token"]),
         (["--quant=w8a16"], ["more than 8 bits need --opset=21 or more, found --opset=20"]),
-        (["--quant=none", "--calibration_seed=1"], ["--calibration_seed is of a quantized model"]),
+        (
+            ["--quant=none", "--calibration_seed=1"],
+            ["--calibration_seed is of another target, found it with --to=onnx --quant=none"],
+        ),
+        (
+            ["--quant=none", "--config.quant.coverage=all"],
+            ["--config.quant.coverage is of another"],
+        ),
         (["--quant=w8b8"], ["must read like w8a8"]),
         (["--out=/proc/nothing/x"], ["expected to be able to write the folder /proc/nothing/x"]),
         (["--out=FILE"], ["a new or an empty folder, found a file"]),
