@@ -13,6 +13,7 @@ from jax import export
 from quantizable_flax.checkpoint import store
 from quantizable_flax.pretrained.new_folder import check_new
 from quantizable_flax.ptq.int8 import size_in_bytes
+from quantizable_flax.runtime.workdir import check_writable
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, SIGNATURE = "model.stablehlo", "model.json"
@@ -34,10 +35,11 @@ def check_folder(path: str, flag: str) -> epath.Path:
       flag: what names it on the command line, for the message.
 
     Raises:
-      UserError: it is there and not empty, or its path cannot be used.
+      UserError: it is there and not empty, or cannot be written.
     """
     folder = store.absolute(path)
     check_new(folder, f"{flag}={path}")
+    check_writable(folder, flag)
     return folder
 
 

@@ -106,7 +106,12 @@ def _int8() -> "Write":
     """Checks the flags of int8, and returns what writes it."""
     program.at_least(1, "batch_size", FLAGS.batch_size)
     program.at_least(0, "calibration_seed", FLAGS.calibration_seed)
-    given = parse_setting(FLAGS.quant) if FLAGS.quant else None
+    if FLAGS.quant == NO_QUANT:
+        raise UserError(
+            f"--to=int8 is of integers, found --quant={NO_QUANT}: in floating point there are "
+            "--to=onnx and --to=huggingface."
+        )
+    given = None if FLAGS.quant is None else parse_setting(FLAGS.quant)
 
     def write(run: Run, folder: epath.Path) -> None:
         setting = given or default_setting(run)
@@ -187,7 +192,7 @@ def _onnx() -> "Write":
     program.at_least(0, "calibration_seed", FLAGS.calibration_seed)
     check_opset(FLAGS.opset)
     is_float = FLAGS.quant == NO_QUANT
-    given = parse_setting(FLAGS.quant) if FLAGS.quant and not is_float else None
+    given = None if FLAGS.quant is None or is_float else parse_setting(FLAGS.quant)
     # The library behind it is an extra: whoever lacks it is told before a run is read.
     from quantizable_flax.cli import export_onnx
 

@@ -14,7 +14,6 @@ from quantizable_flax.quantization.tensor import Quantized, Tensor, beside
 
 IGNORED = -100
 FEWEST_ROWS = 256  # of logits at a time on a CPU
-FAR = 3e38  # further than any two logits are apart; finite, for 0 * inf is none
 
 
 class Scores(NamedTuple):
@@ -74,17 +73,14 @@ def _judge(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     anywhere, nor a label out of range, whose logit is 0 here.
     """
     known = (labels >= 0) & (labels < logits.shape[-1])
-    tokens = jnp.arange(logits.shape[-1], dtype=jnp.float32)  # exact below 2^24
-    away = jnp.abs(beside(tokens, logits) - labels[..., None].astype(jnp.float32))
+    tokens = jnp.arange(logits.shape[-1])
+    is_label = beside(tokens, logits) == labels[..., None].astype(tokens.dtype)
     if platform() == "cpu" and not is_partitioned():
         found = jnp.take_along_axis(logits, jnp.where(known, labels, 0)[..., None], axis=-1)
         own = jnp.where(known, found[..., 0], 0.0)
     else:  # a masked sum: every device looks among its own part of the vocabulary
-        own = jnp.sum(jnp.where(away == 0.0, logits, 0.0), axis=-1)
-    # Float arithmetic lowers the label: XLA:CPU takes four times as long for a maximum over a
-    # predicate or over integers.
-    lowered = logits - jnp.float32(FAR) * jnp.maximum(1.0 - away, 0.0)
-    highest_other = jnp.max(lowered, axis=-1)
+        own = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
+    highest_other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
     return own, known & (own > highest_other)
 
 
@@ -143,7 +139,7 @@ def _in_cache(batch: int, width: int) -> int:
     """
     if platform() != "cpu" or is_partitioned():
         return sys.maxsize
-    return -(-max(FEWEST_ROWS, width) // batch)
+    return -(-max(FEWEST_ROWS, width) // max(batch, 1))
 
 
 def _sums(

@@ -4,10 +4,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from quantizable_flax.models.losses import Scores, chunked_scores, token_scores
 from quantizable_flax.models.transformer import gelu
 from quantizable_flax.nn.layers import Embed, partitioned_param
+from quantizable_flax.nn.partition import platform
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.tensor import Tensor, beside, values
 
@@ -42,7 +44,7 @@ class MlmHead(nn.Module):
             return token_scores(self(x_BxTxD, word), labels_BxT)
         attend, bias_V = word.decoder(), self.bias
         return chunked_scores(
-            lambda x: values(rounded(attend(x) + beside(bias_V, x))),
+            lambda x: values(rounded(_with_bias(attend(x), bias_V))),
             self._transform(x_BxTxD),
             labels_BxT,
             self.config.loss_chunk,
@@ -50,3 +52,25 @@ class MlmHead(nn.Module):
 
     def _transform(self, x: Tensor) -> Tensor:
         return self.layer_norm(self.dense(x if self.config.head_quant is not None else values(x)))
+
+
+def _with_bias(logits: jax.Array, bias_V: jax.Array) -> jax.Array:
+    """[..., V] + [V]; XLA:CPU sums rows of 30000 columns 20 to 60 times as slowly as it multiplies
+    them by ones, so there that is the gradient of the bias."""
+    return (_summed_by_product if platform() == "cpu" else jnp.add)(logits, beside(bias_V, logits))
+
+
+@jax.custom_vjp
+def _summed_by_product(logits: jax.Array, bias: jax.Array) -> jax.Array:
+    """logits + bias, whose leading axes have length 1."""
+    return logits + bias
+
+
+def _backward(_: None, d_logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    leading = d_logits.shape[:-1]
+    ones, highest = jnp.ones(leading, d_logits.dtype), jax.lax.Precision.HIGHEST
+    d_bias_V = jnp.tensordot(ones, d_logits, axes=len(leading), precision=highest)
+    return d_logits, beside(d_bias_V, d_logits)
+
+
+_summed_by_product.defvjp(lambda logits, bias: (logits + bias, None), _backward)

@@ -3,16 +3,20 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from quantizable_flax.errors import UserError
+from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.nn.attention import attention_context, attention_scores
-from quantizable_flax.nn.fused import choose, fused
+from quantizable_flax.nn.fused import KERNELS, choose, fused
 from quantizable_flax.nn.mask import Mask, dense
 from quantizable_flax.nn.softmax_config import VANILLA, SoftmaxConfig
 from quantizable_flax.quantization.tensor import beside
+
+JAX_NAMES: dict[str | None, str] = {None: "auto", "xla": "unfused"}  # of `implementation`
 
 
 def dot_product_attention(
@@ -27,7 +31,7 @@ def dot_product_attention(
     query_seq_lengths: jax.Array | None = None,
     key_value_seq_lengths: jax.Array | None = None,
     local_window_size: int | tuple[int, int] | None = None,
-    implementation: str = "auto",
+    implementation: str | None = "auto",
     softmax: SoftmaxConfig = VANILLA,
     sink: jax.Array | None = None,
     dropout_rate: float = 0.0,
@@ -50,9 +54,9 @@ def dot_product_attention(
       is_causal: whether query i sees the keys up to i alone.
       query_seq_lengths, key_value_seq_lengths: int [B], what is behind them is padding.
       local_window_size: how many keys are seen to the left and right, or both numbers.
-      implementation: "auto", "unfused", "blockwise", "cudnn", "gpu" or "tpu"; see
-        `nn.fused`.
-      softmax: which one, as `make_softmax` gives it.
+      implementation: "auto" (or None), "unfused" (or "xla"), "blockwise", "cudnn", "gpu" or "tpu";
+        see `nn.fused`. All but unfused ones have no forward-mode derivatives.
+      softmax: which one, as `make_softmax` gives it; no function.
       sink: float32 [H], the logits of `softmax.sink="learned"`.
       dropout_rate: of the probabilities.
       dropout_key: a PRNG key, needed with dropout.
@@ -64,9 +68,12 @@ def dot_product_attention(
       UserError: heads that do not fit, dropout without a key, or an implementation that is not
         here or cannot compute this.
     """
+    implementation = JAX_NAMES.get(implementation) or str(implementation)
+    check_choice("implementation", implementation, KERNELS)
     single = query.ndim == 3
     if single:
         query, key, value = (x[None] for x in (query, key, value))
+    _check(softmax, query, key, value, mask)
     if dropout_rate and dropout_key is None:
         raise UserError("attention dropout needs a dropout_key, found None.")
     key, value = (for_each_head(x, query.shape[-2]) for x in (key, value))
@@ -99,6 +106,36 @@ def dot_product_attention(
         known = _below(query_seq_lengths, queries)[:, :, None, None]
         context = jnp.where(known, context, jnp.zeros_like(context))
     return context[0] if single else context
+
+
+def _check(softmax: Any, query: jax.Array, key: jax.Array, value: jax.Array, mask: Any) -> None:
+    """Raises UserError for what would fail in a product, or be something else in silence."""
+    if not isinstance(softmax, SoftmaxConfig):
+        raise UserError(
+            "softmax must be what qf.make_softmax gives, found "
+            f"{getattr(softmax, '__name__', repr(softmax))}: a function of your own goes into "
+            "qf.MultiHeadAttention."
+        )
+    shapes = ", ".join(str(x.shape) for x in (query, key, value))
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (query, key, value)):
+        raise UserError(f"query, key and value must be floats, found {query.dtype}.")
+    if key.shape[:-1] != value.shape[:-1] or query.shape[-1] != key.shape[-1]:
+        raise UserError(
+            f"query must be [B, T, H, K], key and value [B, S, G, K], found {shapes}: the width of "
+            "a head and the number of keys must be the same."
+        )
+    if mask is None or isinstance(mask, Mask):
+        return
+    wanted = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
+    try:
+        fits = np.broadcast_shapes(mask.shape, wanted) == wanted
+    except ValueError:
+        fits = False
+    if not fits:
+        raise UserError(
+            f"mask must broadcast to [B, H, T, S], here {wanted}, found {mask.shape}: give it "
+            "those axes."
+        )
 
 
 def unfused(

@@ -29,6 +29,17 @@ def check_kernel(kernel: str) -> None:
     check_choice("train.attention_kernel", kernel, KERNELS)
 
 
+def check_hardware(kernel: str) -> None:
+    """Raises UserError for a kernel of other hardware than the program of the trace is for."""
+    wanted = HARDWARE.get(kernel, platform())
+    if wanted != platform():
+        raise _impossible(kernel, f"needs a {wanted.upper()}, found {platform()}")
+
+
+def _impossible(kernel: str, reason: str) -> UserError:
+    return UserError(f"attention_kernel={kernel}: {reason}; choose auto.")
+
+
 def obstacle(softmax: SoftmaxFn, mask: jax.Array | Mask | None) -> str | None:
     """Why no fused program can compute this softmax under this mask, None if one can."""
     if not isinstance(softmax, SoftmaxConfig):
@@ -56,7 +67,8 @@ def choose(kernel: str, softmax: SoftmaxFn, mask: Any, *qkv: Any) -> str:
         return kernel
     reason = obstacle(softmax, mask)
     if kernel == "auto":
-        if reason or qkv[1].shape[1] < BLOCKS_FROM.get(platform(), 0):
+        few = qkv[1].shape[1] < BLOCKS_FROM.get(platform(), 0)
+        if reason or few or not all(x.size for x in qkv):  # of an empty batch there are no blocks
             return "unfused"
         return "blockwise" if _unsupported("cudnn", softmax, mask, qkv) else "cudnn"
     if reason is not None:
@@ -64,7 +76,7 @@ def choose(kernel: str, softmax: SoftmaxFn, mask: Any, *qkv: Any) -> str:
     elif kernel != "blockwise":
         reason = _unsupported(kernel, softmax, mask, qkv)
     if reason is not None:
-        raise UserError(f"attention_kernel={kernel}: {reason}; choose auto.")
+        raise _impossible(kernel, reason)
     return kernel
 
 

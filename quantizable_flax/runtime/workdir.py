@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def check_writable(workdir: epath.Path) -> None:
+def check_writable(workdir: epath.Path, flag: str = "--workdir") -> None:
     """Raises UserError unless files can be written below the workdir, which need not exist yet.
 
     Writes and deletes a small file in the nearest folder that exists; in a bucket that is the
@@ -37,17 +37,17 @@ def check_writable(workdir: epath.Path) -> None:
         finally:
             probe.unlink(missing_ok=True)
     except Exception as error:  # every storage library has its own
-        raise UserError(unwritable(workdir, error)) from error
+        raise UserError(unwritable(workdir, error, flag)) from error
 
 
-def unwritable(workdir: epath.Path, error: Exception) -> str:
+def unwritable(workdir: epath.Path, error: Exception, flag: str = "--workdir") -> str:
     """A sentence about a workdir that cannot be written."""
     advice = "give this account the right to read, write and delete there"
     if getattr(error, "errno", None) in FULL:
         advice = "make room there"
     return (
-        f"--workdir={workdir} cannot be written ({reason_of(error)}): {advice}, or choose "
-        "another --workdir."
+        f"{flag}={workdir} cannot be written ({reason_of(error)}): {advice}, or choose "
+        f"another {flag}."
     )
 
 

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 from quantizable_flax.config.defaults import quant_keys
 from quantizable_flax.config.keys import to_config
 from quantizable_flax.models.build import check_length
+from quantizable_flax.nn.fused import check_hardware
+from quantizable_flax.nn.partition import on_mesh
 from quantizable_flax.ptq.trained import model_to_train
 from quantizable_flax.runtime.mesh import check_sizes, make_mesh
 from quantizable_flax.training.optimizer import make_optimizer
@@ -36,6 +38,8 @@ def set_up(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> S
       UserError: a configuration that cannot work on these devices, by default all there are.
     """
     mesh = make_mesh(config.mesh, None if devices is None else list(devices))
+    with on_mesh(mesh):
+        check_hardware(config.train.attention_kernel)
     model, optimizer = model_to_train(config), make_optimizer(config, config.train.steps)
     check_length(config)
     check_sizes(config, model, mesh)

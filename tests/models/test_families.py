@@ -163,3 +163,13 @@ def test_only_words_are_looked_up_where_nothing_is_masked(family):
         # The same sums in another order: a few roundings of the largest.
         tolerance = 1e-5 * np.abs(masked).max()
         np.testing.assert_allclose(plain, masked, rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("family", ["bert", "opt"])
+def test_an_empty_batch_has_an_empty_loss(family):
+    model, params = small_model(family)
+    batch = jax.tree.map(lambda x: x[:0], small_batch(family))
+    assert model.apply({"params": params}, batch["input_ids"]).shape == (0, 12, 96)
+    scores = model.apply({"params": params}, batch, method="loss")
+    assert scores.loss.shape == (0,)
+    assert scores.total == 0.0

@@ -148,3 +148,38 @@ def test_a_mask_agrees_with_its_matrix():
             for way in ("unfused", "blockwise")
         )
         np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"softmax": jax.nn.softmax}, "softmax must be what qf.make_softmax gives, found softmax"),
+        ({"softmax": "clipped"}, "qf.make_softmax gives, found 'clipped'"),
+        ({"implementation": "flash"}, "implementation must be one of auto, .*'flash'"),
+        (
+            {"mask": jnp.ones((T, S - 1))},
+            r"mask must broadcast to .* \(2, 4, 9, 11\), found \(9, 10",
+        ),
+        ({"value": jnp.ones((B, S + 1, H, K))}, "the number of keys must be the same"),
+        ({"query": jnp.ones((B, T, H, K), jnp.int32)}, "must be floats, found int32"),
+    ],
+)
+def test_what_cannot_be_computed_is_said(changes, sentence):
+    q, k, v = operands()
+    with pytest.raises(UserError, match=sentence):
+        dot_product_attention(**({"query": q, "key": k, "value": v} | changes))
+
+
+@pytest.mark.parametrize("implementation", [None, "auto", "unfused"])
+def test_nothing_gives_nothing(implementation):
+    nothing = jnp.zeros((0, T, H, K))
+    found = dot_product_attention(
+        nothing, nothing, nothing, softmax=CLIPPED, implementation=implementation
+    )
+    assert found.shape == nothing.shape
+
+
+def test_names_of_jax():
+    for ours, theirs in (("auto", None), ("unfused", "xla")):
+        one, two = (dot_product_attention(*operands(), implementation=x) for x in (ours, theirs))
+        np.testing.assert_array_equal(one, two)

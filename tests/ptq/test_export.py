@@ -178,7 +178,7 @@ def test_int8_model_is_evaluated_but_not_trained(bert, tmp_path):
     [
         (
             ["--to=int4"],
-            ["--to must be one of int8, huggingface, found 'int4'", "did you mean 'int8'"],
+            ["--to must be one of int8, huggingface, onnx, found 'int4'", "did you mean 'int8'"],
         ),
         (["--workdir="], ["--workdir is required"]),
         (["--workdir=nowhere"], ["nowhere does not exist"]),

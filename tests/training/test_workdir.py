@@ -69,3 +69,10 @@ def test_a_path_that_the_locale_cannot_spell_is_said_to_be_that():
         UserError, match=r"the path runs/m\u00fcde cannot be spelled .* PYTHONUTF8=1"
     ):
         load_run(path)
+
+
+def test_a_kernel_of_other_hardware_leaves_no_workdir(tmp_path):
+    config = tiny_config(tmp_path, "bert", train__attention_kernel="cudnn")
+    with pytest.raises(UserError, match="attention_kernel=cudnn: needs a GPU, found cpu"):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
