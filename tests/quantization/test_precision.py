@@ -56,8 +56,8 @@ def test_float32_is_exact_on_every_backend_and_bfloat16_keeps_the_default(family
     assert dots(training(model, params, batch)) == EXACT
     half = dots(training(with_config(model, dtype=jnp.bfloat16), params, batch))
     assert ("bf16", "bf16", False) in half
-    # The gate is float32 there too, of inputs that are bfloat16 already. On a CPU the gradient of the
-    # bias of BERT's head, a sum over float32 logits, is a product as well.
+    # The gate is float32 there too, of inputs that are bfloat16 already. On a CPU the gradient of
+    # the bias of BERT's head, a sum over float32 logits, is a product as well.
     rest = half - EXACT if family == "bert" else half
     assert {highest for _, _, highest in rest} == {False}
 
