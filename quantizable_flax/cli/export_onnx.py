@@ -14,7 +14,6 @@ from quantizable_flax.models.build import with_config, with_quant
 from quantizable_flax.onnx.write import MODEL, REPORT, check_model, check_spec, to_onnx, write_onnx
 from quantizable_flax.ptq import settings
 from quantizable_flax.ptq.settings import Setting, make_spec
-from quantizable_flax.quantization.learned import without_grids
 from quantizable_flax.runtime import terminal
 
 logger = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ def write_run(
     check_model(run.model)
     if setting is None:
         model = with_quant(with_config(run.model, dtype=jnp.float32), None)
-        exported = to_onnx(model, without_grids(run.params), opset=opset)
+        exported = to_onnx(model, run.params, opset=opset)
     else:
         spec = make_spec(run.config, setting)
         settings.check_spec(run.model, spec)

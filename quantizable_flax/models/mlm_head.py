@@ -34,8 +34,8 @@ class MlmHead(nn.Module):
 
     def __call__(self, x: Tensor, word: Embed) -> jax.Array:
         """[..., D] -> float32 logits [..., V]."""
-        logits = word.decoder()(self._transform(x))
-        return values(self.logits(logits + beside(self.bias, logits)))
+        logits = _with_bias(word.decoder()(self._transform(x)), self.bias)
+        return values(self.logits(logits))
 
     def scores(self, x_BxTxD: Tensor, word: Embed, labels_BxT: jax.Array) -> Scores:
         """Scores the labels, the logits of so many positions at a time as configured."""

@@ -52,7 +52,7 @@ def _embeddings(build: Build, ids: str, mask: str, types: str | None) -> Value:
         position = lookup(build, _rows(build, ids, mask), "position", quant).name
         x = graph.node("Add", x, position)
         summed = as_rows(build, sites.activation(x, "position_sum", quant), config.hidden_size)
-        return layer_norm(build, summed, "layer_norm", spec_of_norm(config), config.layer_norm_eps)
+        return layer_norm(build, summed, "layer_norm", spec_of_norm(config))
 
 
 def _rows(build: Build, ids: str, mask: str) -> str:
@@ -76,7 +76,7 @@ def _layer(build: Build, x: Value, around: Around) -> Value:
 def _add_and_norm(build: Build, block: str, x: Value, y: Value) -> Value:
     c = build.config
     x = residual(build, block, x, y, c.quant)
-    return layer_norm(build, x, f"{block}_layer_norm", spec_of_norm(c), c.layer_norm_eps)
+    return layer_norm(build, x, f"{block}_layer_norm", spec_of_norm(c))
 
 
 def _head(build: Build, x: Value, batch: str) -> None:
@@ -105,10 +105,10 @@ def _head(build: Build, x: Value, batch: str) -> None:
 
 
 def _mlm_head(build: Build, x: Value) -> str:
-    graph, c, quant = build.graph, build.config, build.config.head_quant
+    graph, quant = build.graph, build.config.head_quant
     with graph.scope("mlm_head"):
         x = dense(build, x, "dense", quant, gelu)
-        x = layer_norm(build, x, "layer_norm", quant and quant.for_layer_norm(), c.layer_norm_eps)
+        x = layer_norm(build, x, "layer_norm", quant and quant.for_layer_norm())
         bias = np.asarray(build.module()["bias"], np.float32)
         logits = decoder(build, x, "embeddings/word", quant, bias)
         return build.sites.activation(logits, "logits", quant).name

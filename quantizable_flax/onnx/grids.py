@@ -12,6 +12,7 @@ from quantizable_flax.onnx.graph import Graph
 from quantizable_flax.onnx.opsets import WIDE
 from quantizable_flax.quantization import learned
 from quantizable_flax.quantization.grid import Grid, make_grid
+from quantizable_flax.quantization.libraries import affine_codes
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
 
 
@@ -104,7 +105,7 @@ class Sites:
         if spec is None or bits is None:
             return None
         grid = self._grid(path, bits, symmetric=True)
-        codes = _codes(self.float_weight(path, parameter), grid)
+        codes = np.asarray(_codes(self.float_weight(path, parameter), grid))
         dtype = self._dtype(grid, bits)
         scale = np.asarray(grid.scale, np.float32)
         scale = scale.reshape(-1) if scale.ndim else scale
@@ -117,7 +118,7 @@ class Sites:
         if bits is None:
             return weight
         grid = self._grid(path, bits, symmetric=True)
-        return _codes(weight, grid) * grid.scale
+        return np.asarray(_codes(weight, grid)) * grid.scale
 
     def module(self, path: str) -> Mapping[str, Any]:
         """The parameters of a module, {} where it has none."""
@@ -185,14 +186,10 @@ def _learned_grid(parameters, bits: int, symmetric: bool) -> Grid:
     return learned.learned_grid(parameters, bits, symmetric=symmetric)
 
 
-def _codes(w: np.ndarray, grid: Grid) -> np.ndarray:
-    """Of a weight: float32 that holds integers.
-
-    Rounded as in the simulation, which XLA has divide by one scale but multiply by the reciprocals
-    of many: a weight in the middle between two codes is to get the same one.
-    """
-    steps = w * (np.float32(1.0) / grid.scale) if grid.scale.ndim else w / grid.scale
-    return np.clip(np.rint(steps), grid.lower, grid.upper)
+@jax.jit
+def _codes(w: np.ndarray, grid: Grid) -> jax.Array:
+    """Of a weight, in float32: one in the middle between two codes gets that of the simulation."""
+    return affine_codes(w / grid.scale, grid)
 
 
 def _at(tree: Any, names: list[str]) -> Any:

@@ -106,9 +106,9 @@ def float_reason(spec: QuantSpec | None, *operands: Value) -> str | None:
     return None
 
 
-def layer_norm(build: Build, x: Value, name: str, spec: QuantSpec | None, epsilon: float) -> Value:
+def layer_norm(build: Build, x: Value, name: str, spec: QuantSpec | None) -> Value:
     """`nn.layers.LayerNorm` over the last axis."""
-    graph, sites = build.graph, build.sites
+    graph, sites, epsilon = build.graph, build.sites, build.config.layer_norm_eps
     with graph.scope(name):
         module = build.module()
         # On its grid of 8 bits, but in floating point: it is small, and multiplies floats.

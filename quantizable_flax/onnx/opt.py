@@ -117,14 +117,14 @@ def _layer(build: Build, x: Value, around: Around, past: Past) -> tuple[Value, P
 
 def _norm(build: Build, x: Value, block: str) -> Value:
     c = build.config
-    return layer_norm(build, x, f"{block}_layer_norm", spec_of_norm(c), c.layer_norm_eps)
+    return layer_norm(build, x, f"{block}_layer_norm", spec_of_norm(c))
 
 
 def _head(build: Build, x: Value, batch: str) -> None:
     graph, c = build.graph, build.config
     if c.pre_layer_norm:
         spec = spec_of_norm(c, final=True)
-        x = layer_norm(build, x, "final_layer_norm", spec, c.layer_norm_eps)
+        x = layer_norm(build, x, "final_layer_norm", spec)
     if c.projects:
         x = dense(build, x, "project_out", c.quant)
     logits = decoder(build, x, "embeddings/word", c.head_quant)

@@ -28,7 +28,7 @@ def write_vit(build: Build) -> None:
     for i in range(c.num_layers):
         with graph.scope(f"layer_{i}"):
             x = _layer(build, x, around)
-    x = layer_norm(build, x, "final_layer_norm", spec_of_norm(c, final=True), c.layer_norm_eps)
+    x = layer_norm(build, x, "final_layer_norm", spec_of_norm(c, final=True))
     _head(build, x, batch)
 
 
@@ -48,7 +48,7 @@ def _embeddings(build: Build, images: str, batch: str) -> Value:
         patches = build.sites.activation(_patches(build, images), "patches", c.quant)
         rows = dense(build, patches, "patch_embedding", c.quant)
         if c.patch_layer_norm:
-            rows = layer_norm(build, rows, "patch_layer_norm", spec_of_norm(c), c.layer_norm_eps)
+            rows = layer_norm(build, rows, "patch_layer_norm", spec_of_norm(c))
         x = graph.node("Reshape", rows.name, output_shape(build, batch, c.hidden_size))
         names = ["cls_token"] + ["distillation_token"] * (c.distillation != "none")
         first = [_tokens(build, name, batch) for name in names]
@@ -82,10 +82,10 @@ def _with_registers(build: Build, x: str, place: int, batch: str) -> str:
 
 def _layer(build: Build, x: Value, around: Around) -> Value:
     c = build.config
-    y = layer_norm(build, x, "attention_layer_norm", spec_of_norm(c), c.layer_norm_eps)
+    y = layer_norm(build, x, "attention_layer_norm", spec_of_norm(c))
     y, _ = attention(build, y, around, c.quant)
     x = residual(build, "attention", x, y, c.quant)
-    y = layer_norm(build, x, "ffn_layer_norm", spec_of_norm(c), c.layer_norm_eps)
+    y = layer_norm(build, x, "ffn_layer_norm", spec_of_norm(c))
     y = dense(build, y, "ffn_in", c.quant, gelu)
     y = dense(build, y, "ffn_out", c.quant)
     return residual(build, "ffn", x, y, c.quant)
