@@ -1,8 +1,8 @@
 """Which program computes an attention, and the way into it from a mesh of devices.
 
 The rule: what is measured or quantized, and what no kernel can do (see `obstacle`), is unfused.
-Else `auto` takes blocks of queries in plain XLA, on accelerators from `BLOCKS_FROM` keys on, below
-which whole matrices are what was measured there; and instead of blocks cuDNN, for what it can do.
+Else `auto` takes blocks of queries in plain XLA from so many keys on (`_few`), below which whole
+matrices are what was measured to be as fast; and instead of blocks cuDNN, for what it can do.
 Our kernels for GPUs and TPUs have not run on their hardware yet and are taken by name.
 """
 
@@ -21,7 +21,8 @@ from quantizable_flax.nn.softmax_config import SoftmaxConfig, SoftmaxFn
 
 KERNELS = ("auto", "unfused", "blockwise", "cudnn", "gpu", "tpu")
 HARDWARE = {"cudnn": "gpu", "gpu": "gpu", "tpu": "tpu"}
-BLOCKS_FROM = {"gpu": 1024, "tpu": 1024}  # keys; a CPU is faster by blocks at any length
+BLOCKS_FROM = {"gpu": 1024, "tpu": 1024, "cpu": 0}  # keys
+CLIPPED_BLOCKS_FROM = {**BLOCKS_FROM, "cpu": 512}  # docs/attention.md
 
 
 def check_kernel(kernel: str) -> None:
@@ -67,8 +68,9 @@ def choose(kernel: str, softmax: SoftmaxFn, mask: Any, *qkv: Any) -> str:
         return kernel
     reason = obstacle(softmax, mask)
     if kernel == "auto":
-        few = qkv[1].shape[1] < BLOCKS_FROM.get(platform(), 0)
-        if reason or few or not all(x.size for x in qkv):  # of an empty batch there are no blocks
+        if (
+            reason or _few(softmax, qkv[1]) or not all(x.size for x in qkv)
+        ):  # of an empty batch there are no blocks
             return "unfused"
         return "blockwise" if _unsupported("cudnn", softmax, mask, qkv) else "cudnn"
     if reason is not None:
@@ -78,6 +80,13 @@ def choose(kernel: str, softmax: SoftmaxFn, mask: Any, *qkv: Any) -> str:
     if reason is not None:
         raise _impossible(kernel, reason)
     return kernel
+
+
+def _few(softmax: SoftmaxConfig, k: Any) -> bool:
+    """Whether whole matrices of scores over so few keys are no slower than blocks."""
+    clips = (softmax.gamma, softmax.zeta) != (0.0, 1.0)
+    least = CLIPPED_BLOCKS_FROM if clips else BLOCKS_FROM
+    return k.shape[1] < least.get(platform(), 0)
 
 
 def _unsupported(kernel: str, softmax: Any, mask: Mask | None, qkv: tuple) -> str | None:

@@ -25,9 +25,11 @@ from quantizable_flax.nn.softmax import clipped_softmax
 from quantizable_flax.quantization.sites import PENALTY, STATS
 from tests.training.hosts import with_devices
 
+VANILLA = make_softmax()
 CLIPPED = make_softmax("clipped", gamma=-0.1, zeta=1.05)
 MASK = Mask(jnp.arange(6)[None] < jnp.array([[4], [6]]), causal=True)
 Q = jnp.zeros((2, 6, 4, 4))
+LONG = jnp.zeros((1, 1024, 1, 4))  # by blocks on every platform
 
 
 @pytest.mark.parametrize(
@@ -44,17 +46,23 @@ Q = jnp.zeros((2, 6, 4, 4))
     ],
 )
 def test_what_can_be_fused_is(softmax, mask, path):
-    assert choose("auto", softmax, mask, Q, Q, Q) == path
-    assert choose("unfused", softmax, mask, Q, Q, Q) == "unfused"
+    assert choose("auto", softmax, mask, Q, LONG, LONG) == path
+    assert choose("unfused", softmax, mask, Q, LONG, LONG) == "unfused"
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_accelerators_take_blocks_for_long_sequences(monkeypatch, platform):
     monkeypatch.setattr("quantizable_flax.nn.fused.platform", lambda: platform)
-    long = jnp.zeros((1, 1024, 1, 4))
-    assert choose("auto", CLIPPED, MASK, Q, Q, Q) == "unfused"
-    assert choose("auto", CLIPPED, MASK, Q, long, long) == "blockwise"
+    assert choose("auto", VANILLA, MASK, Q, Q, Q) == "unfused"
+    assert choose("auto", CLIPPED, MASK, Q, LONG, LONG) == "blockwise"
     assert choose("blockwise", CLIPPED, MASK, Q, Q, Q) == "blockwise"
+
+
+def test_a_cpu_takes_blocks_at_any_length_but_for_clipping_few_keys():
+    keys = jnp.zeros((2, 511, 4, 4)), jnp.zeros((2, 512, 4, 4))
+    assert [choose("auto", VANILLA, MASK, Q, k, k) for k in (Q, *keys)] == ["blockwise"] * 3
+    found = [choose("auto", CLIPPED, MASK, Q, k, k) for k in (Q, *keys)]
+    assert found == ["unfused", "unfused", "blockwise"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +84,7 @@ def test_what_is_asked_for_by_name_and_is_not_here(kernel, mask, sentence):
 @pytest.mark.parametrize("gate", [None, GateConfig("linear")], ids=["", "gate"])
 def test_the_module_computes_the_same_by_either(hidden, mask, sink, gate):
     softmax = make_softmax("clipped", gamma=-0.1, zeta=1.05, sink=sink)
-    fused = MultiHeadAttention(4, softmax=softmax, gate=gate)
+    fused = MultiHeadAttention(4, softmax=softmax, gate=gate, kernel="blockwise")
     params = nn.meta.unbox(fused.init(jax.random.key(0), hidden, mask))["params"]
     noise = iter(jax.random.split(jax.random.key(1), 99))
     params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(noise), x.shape), params)
@@ -91,7 +99,7 @@ def test_the_module_computes_the_same_by_either(hidden, mask, sink, gate):
     for other, its_mask in (
         (fused.clone(kernel="unfused"), mask),
         # An array of the same meaning goes by the whole matrices too.
-        (fused, None if mask is None else mask.dense(6, 6)),
+        (fused.clone(kernel="auto"), None if mask is None else mask.dense(6, 6)),
     ):
         expected = gradients(other, its_mask)
         # float32 sums in another order; the gradient of the key's bias is 0 but for rounding
@@ -111,7 +119,7 @@ def scores_in(module, hidden, mutable=(), **collections) -> bool:
 
 
 def test_what_is_measured_or_quantized_is_unfused(hidden):
-    module = MultiHeadAttention(4, softmax=CLIPPED)
+    module = MultiHeadAttention(4, softmax=VANILLA)
     # blockwise scales by a product, so that the division tells the two apart
     assert not scores_in(module, hidden)
     assert scores_in(module.clone(kernel="unfused"), hidden)
@@ -124,7 +132,9 @@ def test_what_is_measured_or_quantized_is_unfused(hidden):
 
 def test_dropout_of_the_fused_program(hidden):
     """Expectation and share of zeros are those of the rate; a key gives one mask."""
-    module = MultiHeadAttention(4, softmax=CLIPPED, dropout_rate=0.25, output_projection=False)
+    module = MultiHeadAttention(
+        4, softmax=CLIPPED, dropout_rate=0.25, output_projection=False, kernel="blockwise"
+    )
     params = nn.meta.unbox(module.init(jax.random.key(0), hidden))["params"]
 
     @jax.jit
