@@ -9,6 +9,7 @@ from quantizable_flax.onnx.attention import Around, attention, check_softmax
 from quantizable_flax.onnx.grids import Value
 from quantizable_flax.onnx.layers import (
     Build,
+    added,
     as_rows,
     dense,
     gelu,
@@ -44,14 +45,14 @@ def _embeddings(build: Build, ids: str, mask: str, types: str | None) -> Value:
     graph, sites, config = build.graph, build.sites, build.config
     quant = config.quant
     with graph.scope("embeddings"):
-        x = lookup(build, ids, "word", quant).name  # [B, T, D]
+        x = lookup(build, ids, "word", quant)  # [B, T, D]
         if config.type_vocab_size:
             types = types or graph.constant([[0]], np.int64)
-            x = graph.node("Add", x, lookup(build, types, "token_type", quant).name)
-            x = sites.activation(x, "word_type_sum", quant).name
-        position = lookup(build, _rows(build, ids, mask), "position", quant).name
-        x = graph.node("Add", x, position)
-        summed = as_rows(build, sites.activation(x, "position_sum", quant), config.hidden_size)
+            x = added(graph, x, lookup(build, types, "token_type", quant))
+            x = sites.activation(x, "word_type_sum", quant)
+        position = lookup(build, _rows(build, ids, mask), "position", quant)
+        x = sites.activation(added(graph, x, position), "position_sum", quant)
+        summed = as_rows(build, x, config.hidden_size)
         return layer_norm(build, summed, "layer_norm", spec_of_norm(config))
 
 

@@ -119,6 +119,19 @@ def layer_norm(build: Build, x: Value, name: str, spec: QuantSpec | None) -> Val
         return sites.activation(y, "output", spec)
 
 
+def added(graph: Graph, x: Value, y: Value) -> str:
+    """`x + y`; of codes not by the integer addition that ONNX Runtime would make of an Add.
+
+    It knows no integer `Sum`. Its QLinearAdd keeps five digits of the sum in steps of the next
+    grid, and one of the pairs of codes, in a thousand places perhaps, then lies on the other side
+    of the middle between two codes.
+    """
+    on_grids = x.codes is not None and y.codes is not None
+    reason = "a sum of two grids is in float32, as in the simulation" if on_grids else None
+    with graph.because(reason):
+        return graph.node("Sum" if on_grids else "Add", x.name, y.name)
+
+
 def as_rows(build: Build, x: Value, width: int) -> Value:
     """[..., D] -> [N, D], on the grid that x is on."""
     graph = build.graph
@@ -134,13 +147,12 @@ def spec_of_norm(config: Any, *, final: bool = False) -> QuantSpec | None:
 def residual(build: Build, block: str, x: Value, y: Value, spec: QuantSpec | None) -> Value:
     """`models.transformer.residual` in evaluation."""
     graph = build.graph
-    left, on_grids = x.name, x.codes is not None and y.codes is not None
     scale = build.sites.module(f"{graph.path}/{block}_residual_scale")
     with graph.scope(f"{block}_residual"):
         if scale:
             with graph.because("the factor that SmoothQuant left on this branch is on no grid"):
-                on_grids = False
-                left = graph.node("Mul", left, graph.array("scale", np.asarray(scale["scale"])))
-        with graph.because(None if on_grids else "a residual sum of values that are on no grid"):
-            total = graph.node("Add", left, y.name)
+                factor = graph.array("scale", np.asarray(scale["scale"]))
+                x = Value(graph.node("Mul", x.name, factor))
+        with graph.because("a residual sum of values that are on no grid"):
+            total = added(graph, x, y)
     return build.sites.activation(total, f"{block}_residual", spec)

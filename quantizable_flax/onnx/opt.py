@@ -10,6 +10,7 @@ from quantizable_flax.onnx.attention import Around, Past, attention, check_softm
 from quantizable_flax.onnx.grids import Value
 from quantizable_flax.onnx.layers import (
     Build,
+    added,
     as_rows,
     dense,
     layer_norm,
@@ -99,7 +100,7 @@ def _embeddings(build: Build, ids: str, positions: str) -> Value:
             x = dense(build, x, "project_in", c.quant)
         rows = graph.node("Add", positions, graph.constant(POSITION_OFFSET, np.int64))
         position = as_rows(build, lookup(build, rows, "position", c.quant), c.hidden_size)
-        return build.sites.activation(graph.node("Add", x.name, position.name), "sum", c.quant)
+        return build.sites.activation(added(graph, x, position), "sum", c.quant)
 
 
 def _layer(build: Build, x: Value, around: Around, past: Past) -> tuple[Value, Past | None]:

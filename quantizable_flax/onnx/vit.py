@@ -53,7 +53,9 @@ def _embeddings(build: Build, images: str, batch: str) -> Value:
         names = ["cls_token"] + ["distillation_token"] * (c.distillation != "none")
         first = [_tokens(build, name, batch) for name in names]
         x = graph.node("Concat", *first, x, axis=1)
-        x = graph.node("Add", x, graph.array("position_table", _table(build, "position_table")))
+        positions = graph.array("position_table", _table(build, "position_table"))
+        with graph.because("learned tokens are few: on their grids, but added in float32"):
+            x = graph.node("Add", x, positions)
         if c.num_registers:
             x = _with_registers(build, x, len(first), batch)
         return as_rows(build, build.sites.activation(x, "sum", c.quant), c.hidden_size)

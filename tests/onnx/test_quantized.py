@@ -11,6 +11,9 @@ from onnx import numpy_helper
 
 from quantizable_flax import QuantSpec
 from quantizable_flax.models.build import with_quant
+from quantizable_flax.onnx.graph import Graph
+from quantizable_flax.onnx.grids import Codes, Value
+from quantizable_flax.onnx.layers import added
 from quantizable_flax.onnx.opsets import LEAST, MOST
 from quantizable_flax.onnx.write import to_onnx
 from quantizable_flax.ptq.calibrate import calibrate, with_grids
@@ -187,10 +190,38 @@ def test_onnx_runtime_takes_integer_kernels(family, attention, setting, expected
         found = kernels(exported.model, tmp_path)
         assert {name: found[name] for name in products if found[name]} == expected
         assert found["QLinearSoftmax"] == 0
-        assert found["QLinearAdd"] == 2 + (family == "opt" and setting == "tensor")
+        assert found["QLinearAdd"] == 0  # see `layers.added`
     integers = sum(count for name, count in expected.items() if name != "Gemm")
     assert len(exported.report.integers) == integers
     assert len(exported.report.float_products) == expected["Gemm"]
+
+
+def test_sums_of_grids_are_those_of_float32(tmp_path):
+    """All pairs of codes, on grids of a trained model where some lie next to a middle."""
+    scales = np.float32([0.00208558, 0.01265717, 0.01270504])
+    zeros = np.uint8([130, 134, 133])
+    codes = np.meshgrid(np.arange(256), np.arange(256), indexing="ij")
+    x, y = (
+        (q - np.float32(zero)) * scale for q, scale, zero in zip(codes, scales, zeros, strict=False)
+    )
+    expected = np.clip(np.rint((x + y) / scales[2]) + zeros[2], 0, 255)
+    different = {}
+    for op in ("Sum", "Add"):
+        graph = Graph(LEAST)
+        terms = []
+        for name, scale, zero in zip("xy", scales, zeros, strict=False):
+            given = graph.input(name, "uint8", [256, 256])
+            grid = graph.constant(scale), graph.constant(zero, np.uint8)
+            value = graph.node("DequantizeLinear", given, *grid)
+            terms.append(Value(value, Codes(given, scale, zero)))
+        total = added(graph, *terms) if op == "Sum" else graph.node(op, *(t.name for t in terms))
+        grid = graph.constant(scales[2]), graph.constant(zeros[2], np.uint8)
+        graph.output("out", graph.node("QuantizeLinear", total, *grid), "uint8", [256, 256])
+        given = {name: q.astype(np.uint8) for name, q in zip("xy", codes, strict=True)}
+        (found,) = session(graph.finish()).run(None, given)
+        different[op] = int((found != expected).sum())
+    assert different["Sum"] == 0
+    assert different["Add"] > 0  # why it is not an Add: QLinearAdd
 
 
 def test_weights_are_integers_and_kept_once():
