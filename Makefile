@@ -9,7 +9,7 @@ PRETRAINED := runs/demo-pretrained
 MINILM := $(PRETRAINED)/all-MiniLM-L6-v2
 TUNE :=
 
-.PHONY: demo demo-pretrained demo-opt demo-vit demo-all docs test lint types soak soak-kill clean
+.PHONY: demo demo-pretrained demo-opt demo-vit demo-all results-bert results-opt results-vit docs test lint types soak soak-kill clean
 
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -63,6 +63,10 @@ demo-all: $(STAMP)
 	@$(call train,opt_tiny,$(DEMO)-opt)
 	@$(call train,vit_digits,$(DEMO)-vit)
 	@$(call evaluate,$(foreach d,$(DEMO) $(DEMO)-opt $(DEMO)-vit,$(call runs,$(d))),$(DEMO)-all)
+
+# The table of methods of a family, two seeds each, into docs/results; goes on where it stopped.
+results-bert results-opt results-vit: results-%: $(STAMP)
+	$(BIN)/python -m benchmarks.results --family=$* --jobs=2
 
 # The reference of configuration keys, and of the public names in build/api/index.html.
 docs: $(STAMP)

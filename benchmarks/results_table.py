@@ -1,0 +1,74 @@
+"""docs/results/FAMILY.json as a Markdown table: means over training and calibration seeds.
+
+python -m benchmarks.results_table docs/results/bert.json
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from quantizable_flax.evaluation.tables import number, title
+from quantizable_flax.models.metric import METRICS
+
+Row = dict[str, Any]
+
+
+def pooled(rows: list[Row], setting: str) -> tuple[float, float]:
+    """Mean and sample standard deviation of the cost over all seeds of training and calibration.
+
+    A row knows the mean and deviation of the metric over its calibration seeds; the cost is linear
+    in it, or (perplexity) nearly so at such deviations: d log(x) = dx / x.
+    """
+    metric = METRICS[rows[0]["metric"]]
+    means = [metric.cost(row[setting], row["fp"]) for row in rows]
+    unit = [1.0 / row[setting] if metric.name == "perplexity" else 1.0 for row in rows]
+    inner = [(row.get(f"{setting}_std") or 0.0) * u for row, u in zip(rows, unit, strict=True)]
+    counts = [row["calibration_seeds"] for row in rows]
+    total = sum(counts)
+    mean = sum(n * m for n, m in zip(counts, means, strict=True)) / total
+    squares = sum(
+        (n - 1) * s * s + n * (m - mean) ** 2 for n, m, s in zip(counts, means, inner, strict=True)
+    )
+    return mean, math.sqrt(squares / (total - 1)) if total > 1 else math.nan
+
+
+def spread(values: list[float]) -> str:
+    """`12.3 (11.9 to 12.8)`; one value alone."""
+    mean = number(sum(values) / len(values))
+    return mean if len(values) == 1 else f"{mean} ({number(min(values))} to {number(max(values))})"
+
+
+def line(method: str, rows: list[Row], settings: list[str]) -> list[str]:
+    """The cells of one method."""
+    cells = [method, str(len(rows))]
+    cells += [spread([row[key] for row in rows]) for key in ("fp", "max_inf_norm", "avg_kurtosis")]
+    for setting in settings:
+        mean, deviation = pooled(rows, setting)
+        cells.append(f"{mean:+.3f} ± {deviation:.3f}")
+    return [*cells, str(rows[0]["steps"]), number(sum(r["seconds"] for r in rows) / len(rows))]
+
+
+def table(rows: list[Row]) -> str:
+    """All methods, those first whose first setting costs least."""
+    settings = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
+    methods: dict[str, list[Row]] = {}
+    for row in rows:
+        methods.setdefault(row["method"], []).append(row)
+    metric = METRICS[rows[0]["metric"]]
+    heads = ["method", "seeds", f"FP {metric.label}", "max inf norm", "avg kurtosis"]
+    heads += [*map(title, settings), "steps", "seconds"]
+    order = sorted(methods, key=lambda name: pooled(methods[name], settings[1])[0])
+    lines = [heads, ["---"] * len(heads), *(line(m, methods[m], settings) for m in order)]
+    text = "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    return f"Quantized columns: {metric.cost_label}, mean ± sample standard deviation.\n\n{text}"
+
+
+def write_table(file: Path) -> None:
+    """Writes the table beside the rows."""
+    file.with_suffix(".md").write_text(table(json.loads(file.read_text())))
+
+
+if __name__ == "__main__":
+    write_table(Path(sys.argv[1]))

@@ -1,0 +1,37 @@
+"""Every method against outliers as keys of a configuration, for the tables of results.
+
+Where a paper states an initial opening of a gate or a strength of a loss for models of its own
+size, small ones take what lets them learn within minutes; each recipe says which.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Change = Callable[[Any], None]
+Keys = Mapping[str, Any]
+
+
+def methods(pi_init: float) -> dict[str, Keys]:
+    """Name -> keys of a configuration; gates start open with the probability pi_init."""
+
+    def gate(kind: str) -> Keys:
+        return {"model.attention.gate": kind, "model.attention.gate_pi_init": pi_init}
+
+    return {
+        "vanilla": {},
+        "clipped": {"model.attention.softmax": "clipped", "model.attention.alpha": 0.25},
+        "gated": gate("linear"),
+        "gated_mlp": gate("mlp"),
+        "output_gate_head": gate("all_heads_linear"),
+        "softmax1": {"model.attention.sink": "zero"},
+        "learned_sink": {"model.attention.sink": "learned"},
+    }
+
+
+def variants(known: Mapping[str, Keys]) -> dict[str, Change]:
+    """The same as what `quantizable_flax.config.apply_variant` takes."""
+    return {name: _change(keys) for name, keys in known.items()}
+
+
+def _change(keys: Keys) -> Change:
+    return lambda config: config.update_from_flattened_dict(keys)

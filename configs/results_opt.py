@@ -1,0 +1,26 @@
+"""The OPT of the table of methods: 4 layers of 128, 8,000 steps, 17 minutes on 2 CPU cores.
+
+    python train.py --config=configs/results_opt.py:gated --workdir=runs/gated
+
+Variants: one a method, see `_methods.py`. Data: the documentation text of Python's own standard
+library. `make results-opt` trains all of them with two seeds and writes docs/results/opt.md.
+"""
+
+from configs import opt_tiny
+from configs._methods import methods, variants
+from quantizable_flax.config import apply_variant
+
+VARIANTS = variants(methods(pi_init=0.25))
+
+
+def get_config(variant="vanilla"):
+    config = opt_tiny.get_config()
+    config.model.num_layers = 4
+    config.optimizer.learning_rate = 3e-3
+    config.train.steps = 8_000
+    config.train.log_every = 1_000
+    config.train.eval_every = 2_000
+    config.train.telemetry_every = 1_000
+    config.checkpoint.every = 2_000
+    config.name = variant
+    return apply_variant(config, variant, VARIANTS)

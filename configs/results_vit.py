@@ -1,0 +1,20 @@
+"""The ViT of the table of methods: 4 layers of 96 on 8 x 8 digits, a minute on 2 CPU cores.
+
+    python train.py --config=configs/results_vit.py:gated --workdir=runs/gated
+
+Variants: one a method, see `_methods.py`. Data: scikit-learn's handwritten digits. `make
+results-vit` trains all of them with two seeds and writes docs/results/vit.md. CIFAR-10 instead:
+configs/vit_cifar10.py.
+"""
+
+from configs import vit_digits
+from configs._methods import methods, variants
+from quantizable_flax.config import apply_variant
+
+VARIANTS = variants(methods(pi_init=0.5))
+
+
+def get_config(variant="vanilla"):
+    config = vit_digits.get_config()
+    config.name = variant
+    return apply_variant(config, variant, VARIANTS)

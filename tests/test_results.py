@@ -1,0 +1,111 @@
+"""The runner of the table of methods: what it runs, what it keeps, and its means."""
+
+import argparse
+import importlib
+import json
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks import results
+from benchmarks.results_table import pooled, table, write_table
+
+METHODS = ["vanilla", "gated"]
+
+
+def row(method, seed, fp, values, **more):
+    """A row as the runner keeps it, of raw values over calibration seeds."""
+    return {
+        "method": method,
+        "seed": seed,
+        "calibration_seeds": len(values),
+        "metric": "top1",
+        "fp": fp,
+        "max_inf_norm": 3.0,
+        "avg_kurtosis": 4.0,
+        "w8a8": float(np.mean(values)),
+        "w8a8_std": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
+        "w6a6": float(np.mean(values)) - 1,
+        "w6a6_std": 0.0,
+        "steps": 10,
+        "seconds": 5.0,
+        **more,
+    }
+
+
+def test_means_and_deviations_are_those_of_all_seeds():
+    raw = {0: (90.0, [88.0, 89.0, 86.0]), 1: (92.0, [91.5, 90.0, 91.0])}
+    rows = [row("vanilla", seed, fp, values) for seed, (fp, values) in raw.items()]
+    costs = [fp - value for fp, values in raw.values() for value in values]
+    assert pooled(rows, "w8a8") == pytest.approx((np.mean(costs), np.std(costs, ddof=1)))
+
+
+def test_costs_of_perplexities_are_nats():
+    values = [10.02, 10.05, 10.01]
+    rows = [row("vanilla", 0, 10.0, values, metric="perplexity")]
+    costs = np.log(np.array(values) / 10.0)
+    mean, deviation = pooled(rows, "w8a8")
+    # of the mean's logarithm, not the logarithms' mean: they part in the second order
+    assert mean == pytest.approx(np.mean(costs), abs=1e-5)
+    assert deviation == pytest.approx(np.std(costs, ddof=1), rel=5e-3)
+
+
+def test_the_table_has_the_least_cost_first(tmp_path):
+    rows = [row("vanilla", 0, 90.0, [80.0, 82.0]), row("gated", 0, 89.0, [88.0, 88.5])]
+    file = tmp_path / "bert.json"
+    file.write_text(json.dumps(rows))
+    write_table(file)
+    text = (tmp_path / "bert.md").read_text()
+    assert text == table(rows)
+    lines = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line[:1] == "|"]
+    assert lines[2:] == ["gated", "vanilla"]
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study whose commands write a row instead of training."""
+    calls = []
+
+    def call(command, log, cores):
+        calls.append(command[1:])
+        if command[1] == "eval.py":
+            path = command[4].removeprefix("--json=")
+            with open(path, "w") as file:
+                found = row("", 0, 90.0, [1.0, 2.0])  # eval.py knows of no methods
+                json.dump([{k: v for k, v in found.items() if k not in ("method", "seed")}], file)
+
+    monkeypatch.setattr(results, "_call", call)
+    options = argparse.Namespace(
+        family="bert",
+        seeds=[0, 1],
+        calibration_seeds=2,
+        quant="w8a8,w6a6",
+        out=str(tmp_path / "out"),
+        workdirs=str(tmp_path / "runs"),
+    )
+    return results.Study(options, ["--config.train.steps=3"]), calls
+
+
+def test_what_has_a_row_is_not_run_again(study):
+    study, calls = study
+    assert study.missing(METHODS) == [(m, s) for s in (0, 1) for m in METHODS]
+    study.run("vanilla", 1, None)
+    train, evaluate = calls
+    assert "--config=configs/results_bert.py:vanilla" in train
+    assert train[-2:] == ["--config.seed=1", "--config.train.steps=3"]
+    assert "--calibration_seeds=2" in evaluate
+    again = results.Study(study.options, [])
+    assert ("vanilla", 1) not in again.missing(METHODS)
+    assert len(again.missing(METHODS)) == 3
+    (kept,) = again.rows
+    assert kept["overrides"] == ["--config.train.steps=3"]
+    assert kept["method"] == "vanilla"
+
+
+@pytest.mark.parametrize("family", ["bert", "opt", "vit"])
+def test_every_method_is_a_variant(family):
+    recipe = importlib.import_module(f"configs.results_{family}")
+    configs = {name: recipe.get_config(name) for name in recipe.VARIANTS}
+    assert len({config.to_json() for config in configs.values()}) == len(configs)
+    assert all(config.name == name for name, config in configs.items())
