@@ -17,7 +17,7 @@ from quantizable_flax.training.loop import train
 from tests.onnx.case import arguments, feeds, session
 
 RECIPES = {"bert": "quickstart", "opt": "opt_tiny", "vit": "vit_digits"}
-STEPS, BATCHES = 400, 16
+BATCHES = 16
 
 
 @pytest.fixture(
@@ -26,12 +26,11 @@ STEPS, BATCHES = 400, 16
     ids="-".join,
 )
 def evaluator(request, tmp_path_factory):
-    """(name of the model, evaluator of a run of some hundred steps)."""
+    """(name of the model, evaluator of a whole run of the recipe)."""
     family, variant = request.param
     config = importlib.import_module(f"configs.{RECIPES[family]}").get_config(variant)
-    config.train.update({"steps": STEPS, "eval_every": 0, "telemetry_every": 0})
-    config.optimizer.warmup_steps = 50
-    config.checkpoint.every = STEPS
+    config.train.update({"eval_every": 0, "telemetry_every": 0})
+    config.checkpoint.every = config.train.steps
     folder = tmp_path_factory.mktemp("trained")
     if family != "vit":
         config.data.cache_dir = str(folder / "cache")
@@ -55,7 +54,7 @@ def test_onnx_runtime_is_the_simulation(evaluator, setting):
     forward = functools.partial(jax.jit(model.apply), variables)
     found = session(to_onnx(model, params, ranges).model)
     normalise = jax.jit(lambda x: model.apply({}, x, method="normalise"))
-    differences, sizes, equal, losses = [], [], [], []
+    differences, own, sizes, equal, losses = [], [], [], [], []
     for batch in itertools.islice(evaluator._batches, BATCHES):
         if family == "vit":  # rounded alike: a pixel lies between two codes
             batch = {**batch, "images": np.asarray(normalise(batch["images"]))}
@@ -64,20 +63,29 @@ def test_onnx_runtime_is_the_simulation(evaluator, setting):
         ours = np.asarray(forward(*arguments(batch)))
         theirs = found.run(["logits"], feeds(family, model.config, batch))[0]
         differences.append(np.abs(ours - theirs).max())
+        own.append(np.abs(ours - in_halves(forward, arguments(batch))).max())
         sizes.append(np.abs(ours).max())
         equal.append((ours.argmax(-1) == theirs.argmax(-1)).ravel())
         losses.append([mean_loss(family, logits, batch["labels"]) for logits in (ours, theirs)])
-    worst, same = max(differences) / max(sizes), np.mean(np.concatenate(equal))
+    worst, itself = max(differences) / max(sizes), max(own) / max(sizes)
+    same = np.mean(np.concatenate(equal))
     metric = [value(family, np.mean(x)) for x in zip(*losses, strict=True)]
     print(
         f"\n{name} {setting}: {same:.5%} of {sum(map(len, equal))} predictions, largest "
-        f"difference {worst:.2e} of the largest logit, metric {metric[0]:.5f} and {metric[1]:.5f}"
+        f"difference {worst:.2e} of the largest logit (the simulation's to itself in half batches "
+        f"{itself:.2e}), metric {metric[0]:.5f} and {metric[1]:.5f}"
     )
-    # One code that moves moves others behind it; measured: at most 1.83 %.
-    assert worst < (1e-4 if setting == "none" else 0.02)
-    # Of the BERTs, near ties at a perplexity of 250; measured: at least 99.889 %.
-    assert same >= (0.9985 if family == "bert" else 0.999)
+    # One code that moves moves others behind it, in the simulation alone as well.
+    assert worst < (1e-4 if setting == "none" else max(0.02, 1.5 * itself))
+    assert same >= 0.999
     assert metric[1] == pytest.approx(metric[0], rel=1e-3)
+
+
+def in_halves(forward, inputs) -> np.ndarray:
+    """The same in two batches: sums are in another order, as in any other program."""
+    half = inputs[0].shape[0] // 2
+    parts = (slice(half), slice(half, None))
+    return np.concatenate([np.asarray(forward(*(x[part] for x in inputs))) for part in parts])
 
 
 def mean_loss(family: str, logits: np.ndarray, labels: np.ndarray) -> float:
