@@ -52,7 +52,7 @@ def get_config(argument="plain"):
     config.distill.hidden = 1.0
     config.distill.layers = 1.0
     config.distill.logits = 1.0
-    config.distill.outliers = 0.06
+    config.penalty.weight = 0.06
     if "seq_len" in config.data:  # half of a small encoder's parameters, which have no outliers
         config.optimizer.frozen = "embeddings/word/.*"
     config.optimizer.learning_rate = 6e-4

@@ -104,6 +104,8 @@ def test_what_an_older_version_stored_is_read_by_the_names_of_now():
     values = default_config().to_dict()
     values["train"]["accumulate"] = 4
     values["quant"] |= {"setup": "all", "skip": ".*/probs", "bits": "w4a4"}
+    values["distill"] |= {"outliers": 0.06, "outlier_power": 6}
+    del values["penalty"]
     values["model"]["attention"] |= {"gate": "linear", "gate_per": "head"}
     for group, key in (
         ("train", "grad_accum_steps"),
@@ -119,6 +121,7 @@ def test_what_an_older_version_stored_is_read_by_the_names_of_now():
     assert config.model.attention.gate_pooling == "visible"
     quant = config.quant
     assert (quant.coverage, quant.float_sites, quant.train_setting) == ("all", ".*/probs", "w4a4")
+    assert (config.penalty.weight, config.penalty.scale, config.penalty.power) == (0.06, 3.0, 6)
     assert values == json.loads(stored)  # what was handed in is left alone
     assert from_dict(json.loads(to_json(config))).to_dict() == config.to_dict()
 

@@ -126,6 +126,7 @@ def shared_keys() -> Keys:
             ),
         },
         "quant": quant_keys(),
+        "penalty": penalty_keys(),
         "distill": distill_keys(),
     }
 
@@ -147,10 +148,16 @@ def distill_keys() -> Keys:
         "logits_positions": Key(
             16, "tokens of each sequence whose distributions are compared, 0 for none"
         ),
-        "outliers": Key(0.0, "weight of mean((|x| / outlier_scale)^outlier_power) over the sites"),
-        "outlier_scale": Key(3.0, "the magnitude of an activation that costs 1, above 0"),
-        "outlier_power": Key(4, "how steeply the cost rises, at least 1"),
-        "outlier_sites": Key(
+    }
+
+
+def penalty_keys() -> Keys:
+    """Keys of `config.penalty`, by which large activations cost whatever is trained."""
+    return {
+        "weight": Key(0.0, "of mean((|x| / scale)^power) over the sites in the loss, 0 for none"),
+        "scale": Key(3.0, "the magnitude of an activation that costs 1, above 0"),
+        "power": Key(4, "how steeply the cost rises, at least 1"),
+        "sites": Key(
             r"layer_\d+/(attention|ffn)_(residual|layer_norm/output)",
             "the activations that it is taken of, a regular expression of sites by full path",
         ),

@@ -6,13 +6,17 @@ from typing import Any
 
 from quantizable_flax.models.build import FAMILIES
 
-# Until 0.2.0, with the values that have other names since.
+# Keys of before by those of now; `POOLINGS` are values that have other names since.
 RENAMED = {
     "train.accumulate": "train.grad_accum_steps",
     "model.attention.gate_per": "model.attention.gate_pooling",
     "quant.setup": "quant.coverage",
     "quant.skip": "quant.float_sites",
     "quant.bits": "quant.train_setting",
+    "distill.outliers": "penalty.weight",
+    "distill.outlier_scale": "penalty.scale",
+    "distill.outlier_power": "penalty.power",
+    "distill.outlier_sites": "penalty.sites",
 }
 POOLINGS = {"token": "none", "head": "visible", "head_unmasked": "all"}
 
@@ -27,13 +31,17 @@ def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
         *path, key = old.split(".")
         group = _group(found, path)
         if group is not None and key in group:
-            group[new.rpartition(".")[2]] = group.pop(key)
+            *path, name = new.split(".")
+            _group(found, path, make=True)[name] = group.pop(key)
     return found
 
 
-def _group(values: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
+def _group(values: dict[str, Any], path: list[str], *, make: bool = False) -> Any:
+    """The group of keys at a path, None where there is none and none is made."""
     found: Any = values
     for key in path:
+        if make and isinstance(found, dict):
+            found.setdefault(key, {})
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else None
 

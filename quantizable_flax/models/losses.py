@@ -43,6 +43,18 @@ def no_scores(batch_size: int) -> Scores:
     return Scores.of(zero_B, zero_B, zero_B)
 
 
+def count_labels(labels: jax.Array, *, causal: bool) -> jax.Array:
+    """How many labels a batch scores: the sum of the weights of its `Scores`.
+
+    Args:
+      labels: of tokens [B, T], -100 for none; or classes [B].
+      causal: whether each token predicts the next one, so that the first has no prediction.
+    """
+    if labels.ndim == 1:
+        return jnp.float32(labels.size)
+    return jnp.sum(labels[:, int(causal) :] != IGNORED, dtype=jnp.float32)
+
+
 def token_scores(logits_BxTxV: jax.Array, labels_BxT: jax.Array) -> Scores:
     """Returns what a model says of each sequence, over its labelled tokens.
 

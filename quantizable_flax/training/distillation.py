@@ -7,19 +7,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from quantizable_flax.data.specs import batch_specs
 from quantizable_flax.errors import UserError
-from quantizable_flax.models.build import with_quant
 from quantizable_flax.models.distillation import Distances, distances, outputs
 from quantizable_flax.models.metric import FIDELITY
 from quantizable_flax.nn.partition import on_mesh
 from quantizable_flax.ptq.settings import check_patterns
-from quantizable_flax.quantization.penalty import Asked, Limit
-from quantizable_flax.quantization.sites import PENALTY, RANGES, SHOWN, STATS
+from quantizable_flax.quantization.penalty import Asked
+from quantizable_flax.quantization.sites import RANGES, SHOWN
 from quantizable_flax.runtime.mesh import replicated
 from quantizable_flax.training.objective import (
     Batch,
@@ -29,13 +27,14 @@ from quantizable_flax.training.objective import (
     Objective,
     forward,
 )
+from quantizable_flax.training.penalty import at_sites, make_penalty, sites
 from quantizable_flax.training.teacher import Teacher
 
-WEIGHTS = ("hidden", "layers", "pooled", "logits", "outliers")
+WEIGHTS = ("hidden", "layers", "pooled", "logits")
 
 
 class Distillation:
-    """The weighted sum of `config.distill`'s parts; each part and the sum are metrics.
+    """The weighted sum of the parts of `config.distill` and of the penalty; all are metrics.
 
     Every part is a mean over the whole batch (of tokens, examples or activations), so that
     micro-batches change nothing but the order of sums.
@@ -45,10 +44,10 @@ class Distillation:
         """Checks the weights and finds the sites.
 
         Raises:
-          UserError: a weight, scale or power that cannot work, or no site of that name.
+          UserError: a weight that cannot work, or no site of that name; or as `make_penalty`.
         """
         distill = config.distill
-        _check(distill)
+        _check(config)
         self._model: Any = model
         self._teacher: Any = teacher.model
         self.given: tuple[Any, ...] = (teacher.params,)
@@ -59,12 +58,13 @@ class Distillation:
         parts = ["hidden", "pooled"]
         parts += ["layers"] if distill.layers else []
         parts += ["logits"] if has_logits and distill.logits_positions else []
-        parts += ["outliers"] if distill.outliers else []
         self._weights = {name: float(distill[name]) for name in parts}
         self._asked: dict[str, Any] = {}  # of the student
         self._known: dict[str, Any] = {}  # of the teacher
-        if distill.outliers:
-            self._asked[PENALTY] = limits(model, distill, self._method)
+        self._penalty = make_penalty(config, model, self._method)
+        if self._penalty is not None:
+            self._asked |= self._penalty.asked
+            self._weights["penalty"] = self._penalty.weight
         if distill.layers:
             self._asked[SHOWN] = self._known[SHOWN] = layers(
                 model, teacher.model, distill, self._method
@@ -88,9 +88,8 @@ class Distillation:
             far = distances(student, known, _pairs(found, shown))
             whole = parts * jnp.sum(far.tokens_B) if tokens is None else tokens
             sums = _means(far, whole, parts * far.pooled_B.shape[0])
-            if PENALTY in found:
-                costs = jnp.stack(jax.tree.leaves(found[PENALTY]))
-                sums["outliers"] = jnp.mean(costs) / parts
+            if self._penalty is not None:
+                sums["penalty"] = self._penalty.cost(found) / parts
             return self._weighted(sums), (sums, ranges)
 
         return loss_fn
@@ -173,7 +172,7 @@ def make_objective(config: ConfigDict, model: nn.Module, teacher: Teacher | None
     """Returns what a run minimises: with a teacher the distance to it, else the loss on labels.
 
     Raises:
-      UserError: as `Distillation`, or neither a teacher nor labels.
+      UserError: as `Distillation` or `make_penalty`, or neither a teacher nor labels.
     """
     if teacher is not None:
         return Distillation(config, model, teacher)
@@ -183,19 +182,7 @@ def make_objective(config: ConfigDict, model: nn.Module, teacher: Teacher | None
             "a model without a head, or data without labels, has no loss of its own, found "
             "distill.teacher=None: name a teacher, as configs/tune.py does, or set data.label_key."
         )
-    return Labels(model)
-
-
-def limits(model: nn.Module, distill: ConfigDict, method: Callable) -> dict[str, Any]:
-    """Returns the collection PENALTY for the sites that `distill.outlier_sites` matches in full.
-
-    Raises:
-      UserError: it matches none of those that the method passes.
-    """
-    sites = _sites(model, method)
-    matched = check_patterns("distill.outlier_sites", [distill.outlier_sites], sites)
-    limit = Limit(float(distill.outlier_scale), int(distill.outlier_power))
-    return traverse_util.unflatten_dict({(*site.split("/"), "limit"): limit for site in matched})
+    return Labels(model, make_penalty(config, model, "loss"))
 
 
 def layers(
@@ -206,40 +193,23 @@ def layers(
     Raises:
       UserError: it matches none of the student's, or the teacher lacks one of those.
     """
-    sites = _sites(model, method)
-    matched = check_patterns("distill.layer_sites", [distill.layer_sites], sites)
-    missing = sorted(set(matched) - set(_sites(teacher, method)))
+    matched = check_patterns("distill.layer_sites", [distill.layer_sites], sites(model, method))
+    missing = sorted(set(matched) - set(sites(teacher, method)))
     if missing:
         raise UserError(
             f"the teacher has no site {missing[0]}, whose activations distill.layers compares: set "
             "distill.layers=0, or distill.layer_sites to what both models have."
         )
-    return traverse_util.unflatten_dict({(*s.split("/"), "asked"): Asked() for s in matched})
+    return at_sites(matched, "asked", Asked())
 
 
-def _sites(model: nn.Module, method: Callable) -> list[str]:
-    """The sites that a method passes."""
-    plain: Any = with_quant(model, None)  # where no site asks for a range
-
-    def forward(key):
-        batch = plain.example_batch()
-        params = nn.unbox(plain.init(key, batch, method="loss")["params"])
-        return plain.apply({"params": params}, batch, method=method, mutable=[STATS])[1][STATS]
-
-    stats = traverse_util.flatten_dict(jax.eval_shape(forward, jax.random.key(0)))
-    return sorted("/".join(path[:-1]) for path in stats if path[-1] == "inf_norm")
-
-
-def _check(distill: ConfigDict) -> None:
+def _check(config: ConfigDict) -> None:
+    distill = config.distill
     for name in (*WEIGHTS, "logits_positions"):
         if distill[name] < 0:
             raise UserError(f"distill.{name} must not be negative, found {distill[name]}.")
-    if not any(distill[name] for name in WEIGHTS):
+    if not config.penalty.weight and not any(distill[name] for name in WEIGHTS):
         raise UserError(
             "a distillation needs a loss, found 0 for all of distill.hidden, distill.layers, "
-            "distill.pooled, distill.logits and distill.outliers: raise one of them."
+            "distill.pooled, distill.logits and penalty.weight: raise one of them."
         )
-    if not distill.outlier_scale > 0:
-        raise UserError(f"distill.outlier_scale must be above 0, found {distill.outlier_scale}.")
-    if distill.outlier_power < 1:
-        raise UserError(f"distill.outlier_power must be at least 1, found {distill.outlier_power}.")

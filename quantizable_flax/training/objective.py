@@ -1,4 +1,4 @@
-"""What a step minimises: the loss on labels, or the distance to a teacher and large activations."""
+"""What a step minimises: the loss on labels or the distance to a teacher, and large activations."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -7,7 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from quantizable_flax.models.losses import count_labels
 from quantizable_flax.quantization.sites import RANGES
+from quantizable_flax.training.penalty import Penalty
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -40,35 +42,53 @@ class Objective(Protocol):
 class Labels:
     """The model's own loss; metrics are loss (nats per label), accuracy and labels, their number.
 
-    Sums are divided once, so a token weighs the same in whatever micro-batch it lies.
+    Sums are divided once, so a token weighs the same in whatever micro-batch it lies. With a
+    penalty its cost is a metric too; it weighs beside the loss per label, which is told without it.
     """
 
     given: tuple[Any, ...] = ()
 
-    def __init__(self, model: nn.Module):
-        self._model = model
+    def __init__(self, model: nn.Module, penalty: Penalty | None = None):
+        self._model: Any = model
+        self._penalty = penalty
 
     @property
-    def zeros(self) -> tuple[jax.Array, jax.Array]:
-        """Labels, and right answers."""
-        return jnp.float32(0.0), jnp.float32(0.0)
+    def zeros(self) -> Metrics:
+        """As `Objective`."""
+        names = ["labels", "correct", *([] if self._penalty is None else ["nats", "penalty"])]
+        return {name: jnp.float32(0.0) for name in names}
 
     def loss(self, batch: Batch, parts: int, *given: Any) -> LossFn:
-        """As `Objective`: nats, summed over labels."""
-        del batch, parts, given
+        """As `Objective`: nats, summed over labels, and as often the penalty."""
+        del given
+        penalty = self._penalty
 
-        def loss_fn(params, ranges, batch, key):
-            scores, ranges, _ = forward(self._model, params, ranges, batch, key, method="loss")
-            counts = jnp.sum(scores.weight), jnp.sum(scores.correct)
-            return scores.total, (counts, ranges)
+        def loss_fn(params, ranges, micro, key):
+            asked = None if penalty is None else penalty.asked
+            scores, ranges, found = forward(
+                self._model, params, ranges, micro, key, method="loss", asked=asked
+            )
+            sums = {"labels": jnp.sum(scores.weight), "correct": jnp.sum(scores.correct)}
+            if penalty is None:
+                return scores.total, (sums, ranges)
+            sums |= {"nats": scores.total, "penalty": penalty.cost(found) / parts}
+            # What the whole sum will be divided by; a micro-batch's own labels are but some.
+            labels = count_labels(batch["labels"], causal=self._model.config.causal)
+            return scores.total + penalty.weight * labels * sums["penalty"], (sums, ranges)
 
         return loss_fn
 
     def finish(self, loss: jax.Array, sums: Any) -> tuple[Any, Metrics]:
         """As `Objective`."""
-        labels, correct = sums
-        scale = 1.0 / jnp.maximum(labels, 1.0)
-        return scale, {"loss": loss * scale, "accuracy": correct * scale, "labels": labels}
+        scale = 1.0 / jnp.maximum(sums["labels"], 1.0)
+        metrics = {
+            "loss": sums.get("nats", loss) * scale,
+            "accuracy": sums["correct"] * scale,
+            "labels": sums["labels"],
+        }
+        if "penalty" in sums:
+            metrics["penalty"] = sums["penalty"]
+        return scale, metrics
 
 
 def forward(

@@ -19,12 +19,12 @@ ALL = {"distill__pooled": 1.0, "distill__layers": 1.0, "distill__logits_position
 
 @pytest.mark.parametrize("name", ["BertModel", "OPTForCausalLM", "ViTForImageClassification"])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(models, name, tmp_path):
-    case = Case(recipe(*models(name), tmp_path, **ALL, distill__outliers=0.0))
+    case = Case(recipe(*models(name), tmp_path, **ALL, penalty__weight=0.0))
     metrics = case.step()
     assert metrics["loss"] == pytest.approx(0.0, abs=1e-6)  # a sum of float32 log-probabilities
     assert metrics["grad_norm"] == pytest.approx(0.0, abs=1e-5)
     assert ("logits" in metrics) == (name != "BertModel")
-    assert "outliers" not in metrics
+    assert "penalty" not in metrics
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(models, name, tmp_pa
     ],
 )
 def test_micro_batches_add_up_to_the_batch(models, name, tmp_path):
-    weights = {**ALL, "distill__outliers": 1.0, "optimizer__eps": 1e-3}
+    weights = {**ALL, "penalty__weight": 1.0, "optimizer__eps": 1e-3}
     steps = {}
     for parts in (1, 4):
         config = recipe(*models(name), tmp_path, **weights, train__grad_accum_steps=parts)
@@ -61,20 +61,21 @@ def test_two_devices_tune_as_one(models, tmp_path):
 
 def test_a_student_in_bfloat16_that_keeps_nothing_for_its_gradient(models, tmp_path):
     # Of the other parts the gradient is 0 at first, and in bfloat16 what rounding makes of it.
-    weights = {f"distill__{part}": 0.0 for part in WEIGHTS} | {"distill__outliers": 1.0}
+    weights = {f"distill__{part}": 0.0 for part in WEIGHTS} | {"penalty__weight": 1.0}
     changes = {"model__dtype": "bfloat16", "train__remat": "full"}
     case = Case(recipe(*models("OPTForCausalLM"), tmp_path, **weights, **changes))
     exact = Case(recipe(*models("OPTForCausalLM"), tmp_path, **weights))
     metrics, expected = case.step(), exact.step()
-    assert metrics["outliers"] == pytest.approx(expected["outliers"], rel=0.02)
+    assert metrics["penalty"] == pytest.approx(expected["penalty"], rel=0.02)
     assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.1)
     assert 0 < metrics["hidden"] < 1e-3  # eight bits of precision, beside a variance of 1
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(models, tmp_path):
-    weights = {"hidden": 2.0, "layers": 1.5, "pooled": 3.0, "logits": 0.5, "outliers": 0.1}
+    weights = {"hidden": 2.0, "layers": 1.5, "pooled": 3.0, "logits": 0.5}
     changes = {f"distill__{name}": value for name, value in weights.items()}
-    case = Case(recipe(*models("OPTForCausalLM"), tmp_path, **changes))
+    case = Case(recipe(*models("OPTForCausalLM"), tmp_path, **changes, penalty__weight=0.1))
+    weights["penalty"] = 0.1
     case.step(0)
     metrics = case.step(1)
     parts = sum(weight * metrics[name] for name, weight in weights.items())
@@ -119,7 +120,7 @@ def test_a_teacher_without_the_layers_is_named(models, tmp_path):
 def test_what_weighs_nothing_is_not_in_the_program(models, tmp_path):
     # Beside the error function of some releases, only the cost of outliers takes magnitudes.
     magnitudes = {
-        weight: Case(recipe(*models("BertModel"), tmp_path, distill__outliers=weight))
+        weight: Case(recipe(*models("BertModel"), tmp_path, penalty__weight=weight))
         .program()
         .count("stablehlo.abs")
         for weight in (0.0, 0.01)
@@ -175,7 +176,7 @@ def test_a_planted_outlier_shrinks_and_the_hidden_states_stay(models, tmp_path):
     assert inf_norm(case) < before / 4
     assert metrics["hidden"] < 0.01
     without = Case(
-        recipe(path, data, tmp_path, **changes | {"distill__outliers": 0.0, "distill__pooled": 0.1})
+        recipe(path, data, tmp_path, **changes | {"penalty__weight": 0.0, "distill__pooled": 0.1})
     )
     for seed in range(3):
         without.step(seed)

@@ -61,7 +61,7 @@ def test_a_run_logs_its_parts_and_its_fidelity(whole):
         [row for row in lines(workdir) if row["group"] == group]
         for group in ("train", "validation", "telemetry")
     )
-    assert {"loss", "hidden", "pooled", "logits", "outliers", "grad_norm"} <= training[-1].keys()
+    assert {"loss", "hidden", "pooled", "logits", "penalty", "grad_norm"} <= training[-1].keys()
     last = validation[-1]
     assert last["fidelity"] == pytest.approx(1 - last["pooled"])
     assert last["loss"] == pytest.approx(last["hidden"] + last["layers"] + last["logits"])
@@ -88,13 +88,14 @@ def test_a_run_of_ours_is_tuned_with_its_own_data(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"distill__outlier_sites": "layer_0/fn_residual"}, "matches none of .* layer_0/ffn_resid"),
-        ({"distill__outlier_sites": "("}, "must be a regular expression"),
-        ({"distill__outlier_scale": 0.0}, "outlier_scale must be above 0"),
-        ({"distill__outlier_power": 0}, "outlier_power must be at least 1"),
+        ({"penalty__sites": "layer_0/fn_residual"}, "matches none of .* layer_0/ffn_resid"),
+        ({"penalty__sites": "("}, "must be a regular expression"),
+        ({"penalty__scale": 0.0}, "penalty.scale must be above 0"),
+        ({"penalty__power": 0}, "penalty.power must be at least 1"),
+        ({"penalty__weight": -1.0}, "penalty.weight must not be negative"),
         ({"distill__hidden": -1.0}, "distill.hidden must not be negative"),
         (
-            {f"distill__{part}": 0.0 for part in ("hidden", "layers", "outliers")},
+            {"distill__hidden": 0.0, "distill__layers": 0.0, "penalty__weight": 0.0},
             "needs a loss",
         ),
         ({"distill__teacher": "/nowhere"}, "distill.teacher=/nowhere: /nowhere does not exist"),
