@@ -61,7 +61,12 @@ def state_dict_of(
 
 
 def _tables(model: nn.Module, family: str) -> tuple[WeightNames, ...]:
-    tables = model.config.weight_names
+    tables, norm = model.config.weight_names, model.config.norm
+    if norm != "layer_norm":
+        raise UserError(
+            f"the names of other checkpoints are those of models with LayerNorms, found "
+            f"model.norm={norm}: use the checkpoint of the run."
+        )
     if not tables:
         raise UserError(
             f"weights of model.name={family} have no names in other checkpoints: give its config "

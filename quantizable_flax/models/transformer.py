@@ -15,7 +15,8 @@ from quantizable_flax.models.weights import WeightNames
 from quantizable_flax.nn.attention import MultiHeadAttention
 from quantizable_flax.nn.fused import check_kernel
 from quantizable_flax.nn.gate import GateConfig
-from quantizable_flax.nn.layers import Dense, Dropout, Embed, LayerNorm
+from quantizable_flax.nn.layers import Dense, Dropout, Embed
+from quantizable_flax.nn.norm import NORMS, Norm
 from quantizable_flax.nn.partition import constrain
 from quantizable_flax.nn.softmax_config import VANILLA, SoftmaxFn
 from quantizable_flax.quantization.sites import Site
@@ -44,7 +45,9 @@ class TransformerConfig:
       num_layers: layers of attention and a feed-forward network.
       num_heads: attention heads of a layer.
       intermediate_size: width inside a feed-forward network.
-      layer_norm_eps: added to the variance in every LayerNorm.
+      norm: what normalises activations: "layer_norm"; "rms_norm", without a mean and a bias;
+        "rms_norm_single", as that, with one learned scale for all channels.
+      layer_norm_eps: added to the variance, or mean square, in every norm.
       initializer_range: standard deviation of the initial weights.
       hidden_dropout: rate behind embeddings and blocks.
       attention_dropout: rate of the attention probabilities.
@@ -67,6 +70,7 @@ class TransformerConfig:
     num_layers: int = 12
     num_heads: int = 12
     intermediate_size: int = 3072
+    norm: str = "layer_norm"
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     hidden_dropout: float = 0.1
@@ -95,6 +99,7 @@ class TransformerConfig:
                 "over the sequence shows each token all later ones: choose gate_pooling=none, or "
                 "gate_pooling=all for the published variant that looks ahead."
             )
+        check_choice("model.norm", self.norm, NORMS)
         check_choice("train.remat", self.remat, REMAT)
         check_kernel(self.attention_kernel)
         if self.loss_chunk < 0:
@@ -145,11 +150,11 @@ class TransformerConfig:
         shared = {"kernel_init": self.kernel_init, "dtype": self.dtype, "quant": self.quant}
         return Dense(features, axes=axes, **{**shared, **options})
 
-    def layer_norm(self, *, final: bool = False, **options: Any) -> LayerNorm:
-        """A LayerNorm with this configuration's epsilon, dtype and quantization."""
+    def layer_norm(self, *, final: bool = False, **options: Any) -> Norm:
+        """A norm of this configuration's kind, with its epsilon, dtype and quantization."""
         quant = self.quant and self.quant.for_layer_norm(final=final)
         shared = {"epsilon": self.layer_norm_eps, "dtype": self.dtype, "quant": quant}
-        return LayerNorm(**{**shared, **options})
+        return Norm(self.norm, **{**shared, **options})
 
     def embed(self, rows: int, axes: tuple[str | None, str], **options: Any) -> Embed:
         """A table of this configuration's width (or `features`), initialiser and quantization."""

@@ -1,4 +1,4 @@
-"""Dense, Embed and LayerNorm whose weights and outputs pass through the tap."""
+"""Dense and Embed whose weights and outputs pass through the tap."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,6 @@ from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.quantization.tensor import (
     Quantized,
     Tensor,
-    apart,
     as_rows,
     beside,
     product,
@@ -200,36 +199,6 @@ def _rows(x: Tensor) -> Tensor:
     and took nine times as long for the FFN of a small ViT.
     """
     return x if splits_length() else as_rows(x)
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis, statistics in float32.
-
-    Attributes:
-      epsilon: added to the variance.
-      dtype: dtype of the result.
-      quant: how scale and output are quantized.
-    """
-
-    epsilon: float = 1e-12
-    dtype: Any = jnp.float32
-    quant: QuantSpec | None = None
-
-    @nn.compact
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        width = (x.shape[-1],)
-        site = WeightSite(self.quant, parameter="scale", name="weight")
-        scale = values(quantized_param(self, site, nn.initializers.ones, width, (None,)))
-        bias = partitioned_param(self, "bias", nn.initializers.zeros, width, (None,))
-        x = values(x).astype(jnp.float32)
-        if self.quant is not None:
-            x = apart(x)
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.epsilon) * beside(scale, x) + beside(bias, x)
-        y = constrain(y.astype(self.dtype), *("batch", "length")[: y.ndim - 1], None)
-        return Site(self.quant, name="output")(y)
 
 
 class Dropout(nn.Dropout):

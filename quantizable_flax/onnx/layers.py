@@ -1,4 +1,4 @@
-"""Dense, Embed, LayerNorm and residual sums as nodes; tensors are rows, [N, D] for [B, T, D]."""
+"""Dense, Embed, norms and residual sums as nodes; tensors are rows, [N, D] for [B, T, D]."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -107,15 +107,18 @@ def float_reason(spec: QuantSpec | None, *operands: Value) -> str | None:
 
 
 def layer_norm(build: Build, x: Value, name: str, spec: QuantSpec | None) -> Value:
-    """`nn.layers.LayerNorm` over the last axis."""
+    """`nn.norm.Norm` over the last axis."""
     graph, sites, epsilon = build.graph, build.sites, build.config.layer_norm_eps
     with graph.scope(name):
         module = build.module()
         # On its grid of 8 bits, but in floating point: it is small, and multiplies floats.
         scale = sites.rounded(f"{graph.path}/weight", "scale", spec)
-        names = graph.array("scale", scale), graph.array("bias", np.asarray(module["bias"]))
-        with graph.because("LayerNorm is in float32, between the grids around it"):
-            y = graph.node("LayerNormalization", x.name, *names, axis=-1, epsilon=epsilon)
+        with graph.because("LayerNorm or RMSNorm is in float32, between the grids around it"):
+            if build.config.norm == "layer_norm":
+                names = graph.array("scale", scale), graph.array("bias", np.asarray(module["bias"]))
+                y = graph.node("LayerNormalization", x.name, *names, axis=-1, epsilon=epsilon)
+            else:
+                y = _rms_norm(graph, x.name, graph.array("scale", scale), epsilon)
         return sites.activation(y, "output", spec)
 
 
@@ -130,6 +133,14 @@ def added(graph: Graph, x: Value, y: Value) -> str:
     reason = "a sum of two grids is in float32, as in the simulation" if on_grids else None
     with graph.because(reason):
         return graph.node("Sum" if on_grids else "Add", x.name, y.name)
+
+
+def _rms_norm(graph: Graph, x: str, scale: str, epsilon: float) -> str:
+    """Of its parts: the operator RMSNormalization is of opset 23."""
+    square = graph.node("Mul", x, x)
+    mean = graph.node("ReduceMean", square, graph.constant([-1], np.int64), keepdims=1)
+    root = graph.node("Sqrt", graph.node("Add", mean, graph.constant(epsilon)))
+    return graph.node("Mul", graph.node("Div", x, root), scale)
 
 
 def as_rows(build: Build, x: Value, width: int) -> Value:

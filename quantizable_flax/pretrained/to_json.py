@@ -87,6 +87,11 @@ def _check_needs(form: Form, model: Any) -> None:
             f"transformers' {form.classes} has a table of token types, found "
             "model.type_vocab_size=0: write the model with to_state_dict."
         )
+    if model.norm != "layer_norm":
+        raise UserError(
+            "transformers' models of these families have LayerNorms alone, found "
+            f"model.norm={model.norm}: use the checkpoint of the run."
+        )
     if not isinstance(model.softmax, SoftmaxConfig):
         raise UserError(
             f"a model is written with a SoftmaxConfig, found the softmax {model.softmax!r}, of "

@@ -19,7 +19,7 @@ from flax import traverse_util
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.build import with_quant
 from quantizable_flax.models.structure import Fold
-from quantizable_flax.nn.layers import LayerNorm
+from quantizable_flax.nn.norm import Norm
 
 Batch = dict[str, Any]
 SMALLEST = 1e-5  # of a channel's weight and of its factor, as in the authors' code
@@ -52,12 +52,18 @@ def smooth(model: nn.Module, params: Any, batches: Iterable[Batch], strength: fl
       a new tree; post-LN models get `{block}_residual_scale` in each layer.
 
     Raises:
-      UserError: strength outside [0, 1], no batch, activations that are not finite.
+      UserError: strength outside [0, 1], norms with one scale for all channels, no batch,
+        activations that are not finite.
     """
     if not 0.0 <= strength <= 1.0:
         raise UserError(
             f"SmoothQuant's strength must be in [0, 1], found {strength}: 0.5 is the published "
             "default."
+        )
+    if model.config.norm == "rms_norm_single":
+        raise UserError(
+            "SmoothQuant divides each channel of a norm by its own constant, found "
+            "model.norm=rms_norm_single, which has one scale for all: leave +smooth out."
         )
     maxima = channel_maxima(model, params, batches)
     flat = dict(traverse_util.flatten_dict(params, sep="/"))
@@ -131,7 +137,7 @@ def _maxima_step(exact: nn.Module, params: Any, batch: Batch) -> dict[str, jax.A
         {"params": params},
         batch,
         method="loss",
-        capture_intermediates=lambda module, _: isinstance(module, LayerNorm),
+        capture_intermediates=lambda module, _: isinstance(module, Norm),
         mutable=["intermediates"],
     )
     outputs = traverse_util.flatten_dict(state["intermediates"], sep="/")
@@ -155,8 +161,9 @@ def smoothing_factors(
 
 def _apply(flat: dict[str, jax.Array], fold: Fold, gate: str | None, factors_D: jax.Array) -> None:
     """Replaces the parameters of one fold; `gate` names the gate's parameter that reads x."""
-    for name in ("scale", "bias"):
-        flat[f"{fold.norm}/{name}"] = flat[f"{fold.norm}/{name}"] / factors_D
+    for name in (f"{fold.norm}/scale", f"{fold.norm}/bias"):
+        if name in flat:  # an RMSNorm has no bias
+            flat[name] = flat[name] / factors_D
     kernels = [f"{name}/kernel" for name in fold.dense]
     if gate and fold.gate:
         kernels.append(f"{fold.gate}/{gate}")
