@@ -151,6 +151,8 @@ def read_path(path: epath.Path, read: Callable[[epath.Path, int], T]) -> T:
 
 # Keys of `data` that do not change what a training step sees.
 FREE_DATA = ("workers", "cache_dir", "tfds_dir", "eval_crop", "on_corrupt")
+# Keys of `optimizer` that decide what its state holds.
+OF_STATE = ("name", "muon_parameters")
 # Keys of `quant` that leave a run that trains quantized what it is.
 FREE_QUANT = (
     "calibration_batches",
@@ -180,14 +182,14 @@ def check_same(
 ) -> None:
     """Raises UserError if a run cannot continue with the asked configuration.
 
-    The model and what fixes the order of the data must be those of the checkpoint, and so must
-    quantization where it is trained. Keys that its version did not know have their defaults. With
-    `data_known`, the checkpoint tells what its data hold and the caller compares that, so that they
-    may lie elsewhere.
+    The model, what fixes the order of the data and the kind of optimizer must be those of the
+    checkpoint, and so must quantization where it is trained. Keys that its version did not know
+    have their defaults. With `data_known`, the checkpoint tells what its data hold and the caller
+    compares that, so that they may lie elsewhere.
     """
     saved = configuration.from_dict(saved).to_dict()
     changes = []
-    for group in ("model", "seed", "data", "train", "quant"):
+    for group in ("model", "seed", "data", "train", "optimizer", "quant"):
         if group == "quant":
             old, new = _of_training(saved), _of_training(asked)
             if old["quant.train"] != new["quant.train"]:  # then no other key needs to be named
@@ -217,6 +219,8 @@ def _fixed(key: str) -> bool:
     group, _, name = key.partition(".")
     if group == "train":
         return name == "batch_size"
+    if group == "optimizer":
+        return name in OF_STATE
     if group == "quant":
         return name not in FREE_QUANT
     return group != "data" or name not in FREE_DATA

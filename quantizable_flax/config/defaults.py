@@ -57,6 +57,9 @@ def shared_keys() -> Keys:
         ),
         "seed": Key(0, "of initialization, order of the data, masks, augmentation and dropout"),
         "optimizer": {
+            "name": Key(
+                "adamw", '"adamw", or "muon" for the matrices in the layers and AdamW for the rest'
+            ),
             "learning_rate": Key(1e-4, "peak of the schedule"),
             "schedule": Key("linear", 'how it decays behind the warm-up: "linear" or "cosine"'),
             "warmup_steps": Key(100, "steps of the linear rise to the peak"),
@@ -72,6 +75,12 @@ def shared_keys() -> Keys:
                 None, "parameters that stay as they are, a regular expression of full paths", str
             ),
             "clip_norm": Key(1.0, "the largest global norm of a gradient, 0 for no clipping"),
+            "muon_learning_rate": Key(None, "its peak, None for learning_rate", float),
+            "muon_momentum": Key(0.95, "Muon's decay of the mean gradient, in [0, 1)"),
+            "muon_parameters": Key(
+                r"layer_\d+/(attention/(query|key|value|output)|ffn_in|ffn_out)/kernel",
+                "the matrices that Muon moves, a regular expression of full paths",
+            ),
         },
         "train": {
             "steps": Key(1000, "steps of the optimizer in the whole run, at least 1"),

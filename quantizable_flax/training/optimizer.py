@@ -1,6 +1,8 @@
-"""AdamW with warm-up, linear or cosine decay, clipping and the published decay mask."""
+"""AdamW or Muon with warm-up, linear or cosine decay, clipping and the published decay mask."""
 
+import functools
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +13,11 @@ from ml_collections import ConfigDict
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.ptq.settings import check_patterns
 from quantizable_flax.quantization.learned import is_grid
+from quantizable_flax.training.muon import matches, muon_or
 
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine")
+Other = tuple[Callable[[tuple[str, ...]], bool], optax.Schedule]
 NEVER_DECAYED = ("cls_token", "distillation_token", "register_tokens", "position_table", "sink")
 
 
@@ -76,36 +81,46 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Returns clip -> AdamW by `config.optimizer` for a run of `steps` steps.
+    """Returns clip -> AdamW, or Muon and AdamW, by `config.optimizer` for a run of `steps` steps.
 
     What `optimizer.frozen` matches stays as it is, and counts for no norm.
 
-    Learned grids may have a learning rate of their own, `config.quant.range_learning_rate`; its
-    schedule is that of the weights in proportion.
+    Learned grids (`config.quant.range_learning_rate`) and Muon's matrices may have a learning rate
+    of their own; its schedule is that of the weights in proportion.
 
     Raises:
-      UserError: as `make_schedule`, or a value outside its domain.
+      UserError: as `make_schedule`, another optimizer, or a value outside its domain.
     """
     optimizer = config.optimizer
-    for key in ("b1", "b2"):
+    check_choice("optimizer.name", optimizer.name, OPTIMIZERS)
+    for key in ("b1", "b2", "muon_momentum"):
         if not 0.0 <= optimizer[key] < 1.0:
             raise UserError(f"optimizer.{key} must be in [0, 1), found {optimizer[key]}.")
     for key in ("learning_rate", "weight_decay", "clip_norm", "decay_steps"):
         if optimizer[key] < 0:
             raise UserError(f"optimizer.{key} must not be negative, found {optimizer[key]}.")
+    direction = optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps)
+    others = [(is_grid, _schedule_at(config, steps, "quant.range_learning_rate"))]
+    if optimizer.name == "muon":
+        direction = muon_or(direction, optimizer.muon_parameters, optimizer.muon_momentum)
+        own = functools.partial(matches, pattern=optimizer.muon_parameters)
+        others.append((own, _schedule_at(config, steps, "optimizer.muon_learning_rate")))
     # The parts of optax.adamw, in its nesting: earlier checkpoints hold that.
-    adamw = optax.chain(
-        optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps),
+    stepping = optax.chain(
+        direction,
         optax.add_decayed_weights(
             optimizer.weight_decay,
             lambda params: decay_mask(params, optimizer.decay_layer_norm),
         ),
-        _scale_by_rates(make_schedule(optimizer, steps), _grid_schedule(config, steps)),
+        _scale_by_rates(
+            make_schedule(optimizer, steps),
+            [(chosen, schedule) for chosen, schedule in others if schedule is not None],
+        ),
     )
     # Without clipping the state keeps its structure, so a run may be continued either way.
     norm = optimizer.clip_norm
     clip = optax.clip_by_global_norm(norm) if norm else optax.identity()
-    return _freezing(optax.chain(clip, adamw), optimizer.frozen)
+    return _freezing(optax.chain(clip, stepping), optimizer.frozen)
 
 
 def _freezing(
@@ -136,13 +151,14 @@ def _path(path: tuple[Any, ...]) -> str:
     return "/".join(_names(path))
 
 
-def _grid_schedule(config: ConfigDict, steps: int) -> optax.Schedule | None:
-    """The schedule of learned grids, None for that of the weights."""
-    rate, optimizer = config.quant.range_learning_rate, config.optimizer
+def _schedule_at(config: ConfigDict, steps: int, path: str) -> optax.Schedule | None:
+    """The schedule with another peak, the key at a path; None where that is unset."""
+    group, _, key = path.partition(".")
+    rate, optimizer = config[group][key], config.optimizer
     if rate is None:
         return None
     if rate < 0:
-        raise UserError(f"quant.range_learning_rate must not be negative, found {rate}.")
+        raise UserError(f"{path} must not be negative, found {rate}.")
     own, peak = ConfigDict(optimizer.to_dict()), optimizer.learning_rate
     own.learning_rate = rate
     for end in ("warmup_from", "decay_to"):
@@ -151,22 +167,20 @@ def _grid_schedule(config: ConfigDict, steps: int) -> optax.Schedule | None:
 
 
 def _scale_by_rates(
-    schedule: optax.Schedule, grid_schedule: optax.Schedule | None
+    schedule: optax.Schedule, others: Sequence[Other]
 ) -> optax.GradientTransformation:
-    """As `optax.scale_by_learning_rate`, with another schedule for learned grids."""
+    """As `optax.scale_by_learning_rate`, with another schedule for parameters that some choose."""
     usual = optax.scale_by_learning_rate(schedule)
-    if grid_schedule is None:
-        return usual
-    grids = optax.scale_by_learning_rate(grid_schedule)
 
     def update(updates, state, params=None):
-        for_grids, _ = grids.update(updates, state, params)
-        for_weights, state = usual.update(updates, state, params)
-        scaled = jax.tree_util.tree_map_with_path(
-            lambda path, grid, weight: grid if is_grid(_names(path)) else weight,
-            for_grids,
-            for_weights,
-        )
-        return scaled, state
+        scaled, after = usual.update(updates, state, params)
+        for chosen, rate in others:
+            theirs, _ = optax.scale_by_learning_rate(rate).update(updates, state, params)
+            scaled = jax.tree_util.tree_map_with_path(
+                lambda path, own, x, chosen=chosen: own if chosen(_names(path)) else x,
+                theirs,
+                scaled,
+            )
+        return scaled, after
 
     return optax.GradientTransformation(usual.init, update)
