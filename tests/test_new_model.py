@@ -46,7 +46,7 @@ def test_it_learns(trained):
     assert evaluator.fp.outliers["avg_kurtosis"] > 1
 
 
-@pytest.mark.parametrize("name", ["w8a8", "w8a8+smooth=0.5"])
+@pytest.mark.parametrize("name", ["w8a8", "w8a8+smooth=0.5", "w8a8+hadamard+channel"])
 def test_it_is_quantized_and_runs_in_integers(trained, name):
     run, evaluator = trained
     setting = parse_setting(name)

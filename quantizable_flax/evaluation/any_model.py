@@ -18,7 +18,7 @@ from quantizable_flax.models.losses import Scores
 from quantizable_flax.models.metric import METRICS
 from quantizable_flax.models.structure import OutlierSites
 from quantizable_flax.ptq.calibrate import calibrate
-from quantizable_flax.ptq.settings import Setting, make_spec, parse_setting
+from quantizable_flax.ptq.settings import Setting, check_patterns, make_spec, parse_setting
 from quantizable_flax.ptq.smoothquant import smooth
 from quantizable_flax.quantization.sites import STATS
 
@@ -81,11 +81,16 @@ def _quantized(
     model: nn.Module, params: Any, batches: Iterable[Batch], setting: Setting
 ) -> tuple[nn.Module, Any, Any]:
     """(model, parameters, ranges) in a setting, calibrated."""
-    quantized = with_quant(model, make_spec(default_config(), setting))
+    spec = make_spec(default_config(), setting)
+    quantized = with_quant(model, spec)
     if setting.smooth is not None:
         _check_folds(model)
         params = smooth(quantized, params, batches, setting.smooth)
-    return quantized, params, calibrate(quantized, params, batches)
+    ranges = calibrate(quantized, params, batches)
+    if spec.hadamard is not None:
+        known = traverse_util.flatten_dict(ranges)
+        check_patterns("+hadamard", [spec.hadamard], ["/".join(path[:-1]) for path in known])
+    return quantized, params, ranges
 
 
 def _check_batches(name: str, batches: Iterable[Batch]) -> None:

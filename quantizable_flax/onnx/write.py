@@ -106,6 +106,11 @@ def check_spec(spec: QuantSpec | None, opset: int) -> None:
             "an ONNX graph needs static ranges, found +token, which takes those of each row at run "
             "time: leave it out."
         )
+    if spec.hadamard is not None:
+        raise UserError(
+            "an ONNX graph has no rotations before its grids, found +hadamard or quant.hadamard: "
+            "leave it out, or export with --to=int8."
+        )
     if spec.backend == "int8":
         raise UserError(
             "an ONNX graph is written of a simulation, found a model on integers: give the model "

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.models.build import with_quant
 from quantizable_flax.ptq.calibrate import unknown_ranges
-from quantizable_flax.quantization.spec import QuantSpec, parse_bits, parse_coverage
+from quantizable_flax.quantization.spec import HADAMARD, QuantSpec, parse_bits, parse_coverage
 
 SMOOTH_STRENGTH = 0.5  # the published default of SmoothQuant
 
@@ -52,6 +52,7 @@ OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
     "channel": lambda _: {"weight_per_channel": True},
     "symmetric": lambda _: {"activation_symmetric": True},
     "percentile": lambda text: {"percentile": _number("percentile", text)},
+    "hadamard": lambda _: {"hadamard": HADAMARD},
     "smooth": lambda _: {},
 }
 VALUED = ("percentile", "smooth")
@@ -62,7 +63,8 @@ def parse_setting(name: str | Setting) -> Setting:
 
     `+token`: activation ranges of each token at run time; `+mse`, `+act_mse`: least-squares
     ranges of weights, of activations; `+channel`: weights per channel; `+symmetric`: symmetric
-    activation grids; `+percentile=99.99`: of activations; `+smooth` or `+smooth=0.8`: SmoothQuant.
+    activation grids; `+percentile=99.99`: of activations; `+hadamard`: rotated features; `+smooth`
+    or `+smooth=0.8`: SmoothQuant.
 
     Raises:
       UserError: unreadable bits, an unknown option, a value where none belongs or none where one
@@ -132,26 +134,33 @@ def site_names(model: nn.Module, spec: QuantSpec) -> list[str]:
         activation_bits=8,
         activation_ranges="static",
         float_sites=None,
+        hadamard=None,
         site_bits=(),
         backend="simulated",
     )
+    ranges = traverse_util.flatten_dict(_shapes_of_ranges(with_quant(model, plain)))
+    return sorted("/".join(path[:-1]) for path in ranges)
+
+
+def _shapes_of_ranges(model: nn.Module) -> Any:
     batch = model.example_batch()
     shapes = jax.eval_shape(lambda key: model.init(key, batch, method="loss"), jax.random.key(0))
-    ranges = unknown_ranges(with_quant(model, plain), nn.unbox(shapes["params"]), batch)
-    return sorted("/".join(path[:-1]) for path in traverse_util.flatten_dict(ranges))
+    return unknown_ranges(model, nn.unbox(shapes["params"]), batch)
 
 
 def check_spec(model: nn.Module, spec: QuantSpec) -> None:
     """Raises UserError for a spec that does not fit the model.
 
-    Such as a coverage that names what the model lacks, or an expression of `float_sites` or
-    `site_bits`
-    that matches no site.
+    Such as a coverage that names what the model lacks, or an expression of `float_sites`,
+    `hadamard` or `site_bits` that matches no site, or a rotation of a width that has none.
     """
     with_quant(model, spec)
     if not spec.patterns():
         return
-    check_patterns("quant.float_sites or quant.site_bits", spec.patterns(), site_names(model, spec))
+    key = "quant.float_sites, quant.hadamard or quant.site_bits"
+    check_patterns(key, spec.patterns(), site_names(model, spec))
+    if spec.hadamard:  # every rotation is traced, of whatever width
+        _shapes_of_ranges(with_quant(model, dataclasses.replace(spec, backend="simulated")))
 
 
 def check_patterns(

@@ -1,5 +1,6 @@
 """The tap: every tensor that the paper measures or quantizes passes through a `Site`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from quantizable_flax.errors import UserError
 from quantizable_flax.quantization import estimators, learned, ranges
 from quantizable_flax.quantization.grid import Grid, make_grid
+from quantizable_flax.quantization.hadamard import rotate
 from quantizable_flax.quantization.penalty import cost_above
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
 from quantizable_flax.quantization.statistics import inf_norm, kurtosis, token_mean
@@ -32,7 +34,8 @@ class Site(nn.Module):
     With a mutable `stats` collection it records the infinity norm and the kurtosis of each
     sample, and of [B, T, D] also those of each token, averaged over the sample. With a `quant`
     spec it quantizes by its range in `ranges`; if that collection is mutable, the range is first
-    updated from x, so that calibration sees what inference sees. Where the parameters hold a
+    updated from x, so that calibration sees what inference sees. Where the spec says so, x is
+    rotated before its grid, and what is returned still stands for x. Where the parameters hold a
     learned grid at this site, that one comes first. Where the caller put a `Limit` into `penalty`,
     it stores what x costs by it before it is quantized, for a loss to be differentiated by; where
     it put `Asked` into `shown`, x itself.
@@ -86,7 +89,14 @@ class Site(nn.Module):
         if bits is None:
             return lambda x: x
         grid = self._grid(jnp.zeros(()), spec, bits)
-        return functools.partial(on_grid, grid=grid, bits=bits, spec=spec, switch=switch_of(self))
+        return functools.partial(
+            on_grid,
+            grid=grid,
+            bits=bits,
+            spec=spec,
+            switch=switch_of(self),
+            rotated=self._rotated(spec, 3),
+        )
 
     @nn.nowrap
     def _records(self, *collections: str) -> bool:
@@ -100,13 +110,27 @@ class Site(nn.Module):
         bits = None if spec is None else spec.bits(site_path(self))
         if spec is None or bits is None or self.is_initializing():
             return x
+        axis = self._rotated(spec, x.ndim)
+        seen = x if axis is None else rotate(x, axis)
         if spec.activation_ranges == "token":
-            seen = x if visible is None else jnp.where(visible, x, 0.0)  # 0 is on every grid
+            seen = seen if visible is None else jnp.where(visible, seen, 0.0)  # 0 is on every grid
             low, high = jax.lax.stop_gradient(ranges.min_max_of_rows(seen))
             grid = make_grid(low, high, bits, symmetric=spec.activation_symmetric)
         else:
-            grid = self._grid(x, spec, bits)
-        return on_grid(x, grid, bits, spec, switch_of(self))
+            grid = self._grid(seen, spec, bits)
+        return on_grid(x, grid, bits, spec, switch_of(self), axis)
+
+    @nn.nowrap
+    def _rotated(self, spec: QuantSpec, ndim: int) -> int | None:
+        """The axis that is rotated before the grid, None for none."""
+        if not spec.rotates(site_path(self)):
+            return None
+        if ndim > 3:  # keys are no channels, and their number is not the model's
+            raise UserError(
+                f"quant.hadamard rotates features, found the site {site_path(self)}: leave scores "
+                "and probabilities out of the expression."
+            )
+        return -1
 
     @nn.nowrap
     def _grid(self, x: jax.Array, spec: QuantSpec, bits: int) -> Grid:
@@ -143,12 +167,23 @@ def site_path(site: nn.Module) -> str:
 
 
 def on_grid(
-    x: jax.Array, grid: Grid, bits: int, spec: QuantSpec, switch: jax.Array | None = None
+    x: jax.Array,
+    grid: Grid,
+    bits: int,
+    spec: QuantSpec,
+    switch: jax.Array | None = None,
+    rotated: int | None = None,
 ) -> Tensor:
-    """x on the grid in the form that the backend wants; x itself where the switch is off."""
+    """x on the grid in the form that the backend wants; x itself where the switch is off.
+
+    With `rotated`, the grid is that of x rotated along that axis, counted from the last.
+    """
+    turned = x if rotated is None else rotate(x, rotated)
     if spec.holds_int8(bits):
-        return quantize_int8(x, grid, library=spec.library)
-    rounded = quantize(x, grid, wide=bits > INT8_BITS, library=spec.library)
+        codes = quantize_int8(turned, grid, library=spec.library)
+        return dataclasses.replace(codes, rotated=rotated)
+    rounded = quantize(turned, grid, wide=bits > INT8_BITS, library=spec.library)
+    rounded = dataclasses.replace(rounded, rotated=rotated)
     return rounded if switch is None else jnp.where(switch, rounded.values(), x)
 
 

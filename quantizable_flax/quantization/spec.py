@@ -14,6 +14,17 @@ MIN_BITS, MAX_BITS = 2, 16
 INT8_BITS = 8  # the most that one int8 code holds
 BACKENDS = ("simulated", "int8")
 ACTIVATION_RANGES = ("static", "token")
+# Features of layers and embeddings, and the kernels that read them; but what the split into heads
+# or a tied head reads.
+HADAMARD = "|".join(
+    (
+        r"(embeddings/|layer_\d+/)(.*/)?(\w*layer_norm|ffn_in|ffn_out|attention/output)/output",
+        r"layer_\d+/((attention|ffn)_residual|attention/(gated_)?context)",
+        r"embeddings/(\w+_)?sum",
+        r"layer_\d+/(attention/(query|key|value|output)|ffn_in|ffn_out)/weight",
+        r"(mlm_head/dense|pooler)/weight",
+    )
+)
 BIT_FIELDS = ("weight_bits", "activation_bits", "layer_norm_bits", "final_layer_norm_bits")
 
 
@@ -44,6 +55,9 @@ class QuantSpec:
         products of two such tensors run as s8 x s8 -> s32.
       gated_context: where the published scheme puts the context's grid before the gate (OPT),
         add one behind it, so that nothing enters the output projection unquantized.
+      hadamard: sites whose full path matches this regular expression are rotated by a Hadamard
+        matrix before their grid, activations along their features and weights along the axis that
+        products sum over, see hadamard.py; None for none.
       library: "aqt", or "qwix" where it is installed: which does the rounding and the products of
         integers; the numbers are the same.
     """
@@ -65,6 +79,7 @@ class QuantSpec:
     site_bits: tuple[tuple[str, int], ...] = ()
     backend: str = "simulated"
     gated_context: bool = True
+    hadamard: str | None = None
     library: str = AQT
 
     def __post_init__(self):
@@ -116,7 +131,7 @@ class QuantSpec:
     def patterns(self) -> list[str]:
         """The regular expressions that must each match a site."""
         return [
-            *([self.float_sites] if self.float_sites else []),
+            *(pattern for pattern in (self.float_sites, self.hadamard) if pattern),
             *(pattern for pattern, _ in self.site_bits),
         ]
 
@@ -128,6 +143,10 @@ class QuantSpec:
             if re.fullmatch(pattern, site):
                 return bits
         return self.weight_bits if weight else self.activation_bits
+
+    def rotates(self, site: str) -> bool:
+        """Whether a site is rotated before its grid."""
+        return self.hadamard is not None and re.fullmatch(self.hadamard, site) is not None
 
     def serves_int8(self, site: str) -> bool:
         """Whether an activation is int8 codes on one grid for the whole tensor."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from quantizable_flax.quantization.grid import Grid, centred, rounded
+from quantizable_flax.quantization.hadamard import rotate_back
 from quantizable_flax.quantization.libraries import AQT, affine_codes, library_named
 
 Move = Callable[[jax.Array], jax.Array]
@@ -26,6 +27,8 @@ class Quantized:
       sums: of a weight, int32 sum of its codes over the axis that products contract, or None.
       dtype: of the values.
       wide: whether there are more codes than bfloat16 tells apart, so that it must not hold them.
+      rotated: the axis, counted from the last, whose channels are rotated by hadamard.py; the
+        values are those before that. None for none.
       library: which does the arithmetic, see libraries.py.
     """
 
@@ -35,6 +38,7 @@ class Quantized:
     sums: jax.Array | None = None
     dtype: Any = struct.field(pytree_node=False, default=jnp.float32)
     wide: bool = struct.field(pytree_node=False, default=False)
+    rotated: int | None = struct.field(pytree_node=False, default=None)
     library: str = struct.field(pytree_node=False, default=AQT)
 
     @property
@@ -59,7 +63,10 @@ class Quantized:
     def values(self) -> jax.Array:
         """The numbers that the codes stand for."""
         found = library_named(self.library).dequantize(self.codes, self.zero_point, self.scale)
-        return rounded(found).astype(self.dtype)
+        found = rounded(found)
+        if self.rotated is not None:
+            found = rotate_back(found, self.rotated)
+        return found.astype(self.dtype)
 
     def with_codes(self, codes: jax.Array) -> "Quantized":
         """Other codes on the same grid, which must have no axes of its own."""
@@ -94,11 +101,13 @@ def values(x: Tensor) -> jax.Array:
 
 
 def split_last(x: Tensor, parts: int) -> Tensor:
-    """[..., D] -> [..., parts, D / parts]."""
+    """[..., D] -> [..., parts, D / parts]; what is rotated over all parts is on no grid then."""
 
     def split(a: jax.Array) -> jax.Array:
         return a.reshape(*a.shape[:-1], parts, a.shape[-1] // parts)
 
+    if isinstance(x, Quantized) and x.rotated is not None:
+        return split(x.values())
     # A grid with axes has length 1 in the last one, and gets another such axis.
     return x.moved(split, lambda a: a[..., None]) if isinstance(x, Quantized) else split(x)
 
@@ -180,7 +189,8 @@ def product(
 
     Args:
       equation: two operands with explicit letters, `...` for any leading axes, and `->`.
-      x: the left operand; its scale must not vary along contracted axes, else values are used.
+      x: the left operand; its scale must not vary along contracted axes, and what is rotated must
+        be so in both along such an axis, else values are used.
       y: the right operand, the same.
       dtype: compute dtype of floats, by default as the operands are.
       precision: of products of floats, as `jnp.einsum` takes it.
@@ -190,6 +200,8 @@ def product(
     """
     equation = _spelled_out(equation, x.ndim, y.ndim)
     left, right, out = equation.replace("->", ",").split(",")
+    if _rotated(x, left) != _rotated(y, right):
+        x, y = values(x), values(y)
     if not (isinstance(x, Quantized) or isinstance(y, Quantized)):
         x, y = (a if dtype is None else a.astype(dtype) for a in (x, y))
         return _einsum(equation, x, y, dtype or jnp.float32, precision)
@@ -201,6 +213,12 @@ def product(
         total = _einsum(equation, *(_factor(a, dtype) for a in (x, y)))
     scale = _scale(x, left, out) * _scale(y, right, out)
     return rounded(total * scale)
+
+
+def _rotated(x: Tensor, letters: str) -> str | None:
+    """The letter of the axis that is rotated."""
+    known = isinstance(x, Quantized) and x.rotated is not None
+    return letters[x.rotated] if known else None  # type: ignore[union-attr, index]
 
 
 def _einsum(

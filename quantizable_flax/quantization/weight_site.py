@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from quantizable_flax.errors import UserError
 from quantizable_flax.quantization import estimators, ranges
 from quantizable_flax.quantization.grid import Grid
-from quantizable_flax.quantization.libraries import AQT
+from quantizable_flax.quantization.hadamard import rotate
 from quantizable_flax.quantization.sites import (
     FRESH,
     STORED,
@@ -47,13 +48,15 @@ class WeightSite(nn.Module):
         bits = None if spec is None else spec.bits(site_path(self), weight=True)
         if spec is None or bits is None or self.is_initializing():
             return w if rows is None else w[rows]
-        known = functools.partial(self._range, w, spec, bits)
+        axis = self._rotated(spec, w.ndim)
+        turned = w if axis is None else rotate(w, axis)
+        known = functools.partial(self._range, turned, spec, bits)
         grid = site_grid(self, known, bits, spec, True)
         if self.is_mutable_collection(STORED) and bits <= INT8_BITS and not self.float_copy:
-            self._store(quantize_int8(w, grid, library=spec.library))
+            self._store(quantize_int8(turned, grid, library=spec.library))
         if rows is not None:
             w, grid = w[rows], _rows_of(grid, rows)
-        return on_grid(w, grid, bits, spec, switch_of(self))
+        return on_grid(w, grid, bits, spec, switch_of(self), axis)
 
     def stored(self) -> Quantized | None:
         """The weight as int8 codes, if the parameters hold it so."""
@@ -61,7 +64,22 @@ class WeightSite(nn.Module):
             return None
         # Parameters that are still numpy arrays cannot be indexed by a traced one.
         kept = jax.tree.map(jnp.asarray, self.get_variable("params", self.parameter))
-        return Quantized(**kept, library=self.quant.library if self.quant else AQT)
+        if self.quant is None:
+            return Quantized(**kept)
+        rotated = self._rotated(self.quant, kept["codes"].ndim)
+        return Quantized(**kept, rotated=rotated, library=self.quant.library)
+
+    @nn.nowrap
+    def _rotated(self, spec: QuantSpec, ndim: int) -> int | None:
+        """The axis that is rotated before the grid, counted from the last, None for none."""
+        if not spec.rotates(site_path(self)):
+            return None
+        if self.contracted_axis is None:
+            raise UserError(
+                f"quant.hadamard rotates what a product sums over, found the weight "
+                f"{site_path(self)}, which is in none: leave it out of the expression."
+            )
+        return self.contracted_axis % ndim - ndim
 
     def _range(self, w: jax.Array, spec: QuantSpec, bits: int) -> ranges.Range:
         axis = self.channel_axis if spec.weight_per_channel else None

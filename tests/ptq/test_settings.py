@@ -4,6 +4,7 @@ import pytest
 
 from quantizable_flax import QuantSpec, UserError, build_model, default_config
 from quantizable_flax.ptq.settings import check_spec, make_spec, parse_setting, site_names
+from quantizable_flax.quantization.spec import HADAMARD
 from tests.small import small_config
 
 
@@ -19,6 +20,7 @@ from tests.small import small_config
         ),
         ("a8+percentile=99.999", QuantSpec(None, 8, percentile=99.999)),
         ("w8", QuantSpec(8, None)),
+        ("w4a8+hadamard+channel", QuantSpec(4, 8, hadamard=HADAMARD, weight_per_channel=True)),
     ],
 )
 def test_options_set_fields_of_the_scheme(name, expected):
