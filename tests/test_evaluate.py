@@ -132,6 +132,7 @@ def test_a_model_of_ones_own_runs_in_integers(params):
         (Own(), {"calibration_batches": []}, "calibration_batches must hold at least one batch"),
         (Own(), {"settings": ("w8a8+smooth",)}, "SmoothQuant .* found no `folds` in Own"),
         (Own(), {"settings": ("w8a8+sm",)}, "found 'sm'"),
+        (Own(), {"settings": ("w8a8+hadamard",)}, r"of \+hadamard matches none of the .* sites"),
         (Own(), {"metric": "loss"}, "metric .*'loss'"),
         (Scalar(), {}, "Scalar.loss must return what token_scores does, found ShapeDtypeStruct"),
         (Plain(), {}, "needs a field `quant`, found none in Plain"),

@@ -149,8 +149,9 @@ class QuantSpec:
         return self.hadamard is not None and re.fullmatch(self.hadamard, site) is not None
 
     def serves_int8(self, site: str) -> bool:
-        """Whether an activation is int8 codes on one grid for the whole tensor."""
-        bits, static = self.bits(site), self.activation_ranges == "static"
+        """Whether an activation is int8 codes on one grid for the whole tensor, heads included."""
+        bits = self.bits(site)
+        static = self.activation_ranges == "static" and not self.rotates(site)
         return static and bits is not None and self.holds_int8(bits)
 
     def holds_int8(self, bits: int) -> bool:

@@ -46,7 +46,7 @@ def muon_or(
       UserError: from `init`, the pattern matches nothing, or something that is no matrix.
     """
     muon = scale_by_muon(
-        COEFFICIENTS,  # type: ignore[arg-type]
+        COEFFICIENTS,
         beta=momentum,
         weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: MuonDimensionNumbers(), tree),
     )

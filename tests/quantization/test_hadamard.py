@@ -173,6 +173,27 @@ def test_integers_are_the_simulation(family, model, channel):
     assert products[0][0] == products[1][0]  # as many of integers, beside those of the rotations
 
 
+def test_keys_that_are_rotated_are_cached_as_numbers():
+    """They are split into heads, behind which no rotation is known."""
+    spec = QuantSpec(head=True, hadamard="layer_0/attention/(key|value)/output")
+    case, inputs = make_case("opt", spec), inputs_of("opt")[0]
+    positions = jnp.broadcast_to(jnp.arange(12), inputs.shape)
+
+    def last(model, params):
+        cache = model.empty_cache(len(inputs), 12)
+        found, _ = model.apply(
+            {"params": params, "cache": cache},
+            *(inputs, positions, jnp.ones_like(inputs, bool), jnp.int32(0)),
+            method="extend",
+            mutable=["cache"],
+        )
+        return found
+
+    whole = jax.jit(case.native.apply)({"params": case.codes}, inputs)[:, -1]
+    found = jax.jit(functools.partial(last, case.native))(case.codes)
+    np.testing.assert_allclose(found, whole, atol=1e-4 * np.abs(whole).max())
+
+
 @pytest.mark.parametrize("name", ["bert", "opt"])
 def test_w8a8_recovers_from_planted_outliers(name):
     model, params, batch = built(name)
