@@ -14,8 +14,8 @@ MIN_BITS, MAX_BITS = 2, 16
 INT8_BITS = 8  # the most that one int8 code holds
 BACKENDS = ("simulated", "int8")
 ACTIVATION_RANGES = ("static", "token")
-# Features of layers and embeddings, and the kernels that read them; but what the split into heads
-# or a tied head reads.
+# Features of layers and embeddings, and the kernels that read them; not what is split into heads,
+# nor what a tied head reads.
 HADAMARD = "|".join(
     (
         r"(embeddings/|layer_\d+/)(.*/)?(\w*layer_norm|ffn_in|ffn_out|attention/output)/output",
