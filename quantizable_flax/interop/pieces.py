@@ -119,6 +119,8 @@ def _whole(
 
 def _gate(kind: str, path: str, names: list[str], params: dict[str, Shape]) -> Iterator[Piece]:
     """The original's `alpha`: a vector, one Linear, or for each head a Linear or two of them."""
+    if kind in ("value", "elementwise"):
+        return  # of other papers: no checkpoint has a name for it, and the caller says so
     if kind == "unconditional":
         yield _same(f"{path}/logit", tuple(names), params["logit"])
         return

@@ -87,8 +87,10 @@ def _gate_products(gate: GateConfig | None, width: int, heads: int) -> int:
     """Multiply-adds of a token's gates in one layer."""
     if gate is None or gate.kind == "unconditional":
         return 0
+    if gate.kind == "elementwise":
+        return width * width
     if gate.kind == "all_heads_linear":
         return width * heads
-    if gate.kind == "linear":
+    if gate.kind in ("linear", "value"):
         return width
     return width * gate.hidden + heads * gate.hidden

@@ -105,6 +105,7 @@ class MultiHeadAttention(nn.Module):
         if cache_at is not None:
             k_BxTxHxK = self._cached("key", k_BxTxHxK, cache_at)
             v_BxTxHxK = self._cached("value", v_BxTxHxK, cache_at)
+        own_BxTxHxK = v_BxTxHxK
         sites = (Site(self.quant, name="scores"), Site(self.quant, name="probs"))
         path = "unfused"
         if cache_at is None and all(site.passes() for site in sites):
@@ -115,7 +116,7 @@ class MultiHeadAttention(nn.Module):
         rate = self.dropout_rate if train else 0.0
         context_BxTxHxK = attend(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, mask, rate)
         mask = dense(mask, x_BxTxD.shape[1], k_BxTxHxK.shape[1])
-        context_BxTxD = self._gated(context_BxTxHxK, x_BxTxD, mask)
+        context_BxTxD = self._gated(context_BxTxHxK, x_BxTxD, mask, own_BxTxHxK)
         if not self.output_projection:
             return context_BxTxD
         return self._dense(width, ("heads", "embed"), "output")(context_BxTxD)
@@ -160,7 +161,13 @@ class MultiHeadAttention(nn.Module):
         zeros = nn.initializers.zeros
         return partitioned_param(self, "sink", zeros, (self.num_heads,), ("heads",))
 
-    def _gated(self, context_BxTxHxK: jax.Array, x_BxTxD: Tensor, mask: jax.Array | None) -> Tensor:
+    def _gated(
+        self,
+        context_BxTxHxK: jax.Array,
+        x_BxTxD: Tensor,
+        mask: jax.Array | None,
+        v_BxTxHxK: Tensor,
+    ) -> Tensor:
         """The context times the gate, heads merged, on the grids of the scheme: [B, T, D]."""
         merged = x_BxTxD.shape
         if self.gate is None:
@@ -169,8 +176,10 @@ class MultiHeadAttention(nn.Module):
         if self.context_before_gate:
             context_BxTxD = Site(self.quant, name="context")(context_BxTxHxK.reshape(merged))
             context_BxTxHxK = values(context_BxTxD).reshape(split)
-        gate_BxTxHx1 = Gate(self.gate, self.num_heads, name="gate")(values(x_BxTxD), mask)
-        gated_BxTxHxK = context_BxTxHxK * gate_BxTxHx1.astype(context_BxTxHxK.dtype)
+        v_BxTxHxK = values(v_BxTxHxK) if self.gate.kind == "value" else None
+        gate = Gate(self.gate, self.num_heads, name="gate")
+        gate_BxTxHxN = gate(values(x_BxTxD), mask, v_BxTxHxK)
+        gated_BxTxHxK = context_BxTxHxK * gate_BxTxHxN.astype(context_BxTxHxK.dtype)
         if not self.context_before_gate:
             return Site(self.quant, name="context")(gated_BxTxHxK.reshape(merged))
         quant = self.quant if self.quant and self.quant.gated_context else None

@@ -1,4 +1,11 @@
-"""The gate on each head's output, `sigmoid(G_h(x))` (arXiv 2306.12929, section 4.2, table 4)."""
+"""The gate on each head's output, `sigmoid(G_h(x))` (arXiv 2306.12929, section 4.2, table 4).
+
+Two kinds are of other papers. "value" reads the head's own values instead of x, after value-state
+gated attention (arXiv 2510.09017): `sigmoid(w_h . v_h + b_h)` with v_h of the query's own token, a
+factor on the head's output. "elementwise" is the gate behind attention that Qwen's comparison
+prefers (arXiv 2505.06708, there G1): `sigmoid(x W + b)` with W [D, H, K], a factor for each element
+of the output; its gate by head is our "all_heads_linear".
+"""
 
 import dataclasses
 import functools
@@ -14,7 +21,7 @@ from quantizable_flax.nn.layers import partitioned_param
 from quantizable_flax.quantization.sites import record
 from quantizable_flax.quantization.tensor import beside, precision_of
 
-KINDS = ("linear", "mlp", "all_heads_linear", "unconditional")
+KINDS = ("linear", "mlp", "all_heads_linear", "value", "elementwise", "unconditional")
 POOLINGS = ("none", "visible", "all")
 
 
@@ -24,7 +31,8 @@ class GateConfig:
 
     Attributes:
       kind: "linear" (on the head's own slice of x), "mlp" (the same with one hidden layer),
-        "all_heads_linear" (on the whole x) or "unconditional" (one learned scalar per head).
+        "all_heads_linear" (on the whole x), "unconditional" (one learned scalar per head), "value"
+        (on the head's own values) or "elementwise" (on the whole x, a factor for each element).
       pooling: "none", a gate for each token; "visible", one for the sequence: the logit is averaged
         over the visible tokens before the sigmoid; "all", the same over all positions whatever the
         mask, padding and later tokens included, as published.
@@ -88,29 +96,35 @@ class Gate(nn.Module):
     num_heads: int
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Returns the factor on each head's context, [B, T or 1, H, 1].
+    def __call__(
+        self,
+        x_BxTxD: jax.Array,
+        mask: jax.Array | None = None,
+        v_BxTxHxK: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the factor on each head's context, [B, T or 1, H, 1], elementwise [..., H, K].
 
         Args:
           x_BxTxD: the input of attention.
           mask: as attention has it; read by a gate per head, which needs [B or 1, H or 1, 1, T].
+          v_BxTxHxK: the values of these tokens, which kind="value" reads.
 
         Raises:
-          UserError: a gate per head with a mask that has a row for each query.
+          UserError: a gate per head with a mask that has a row for each query, or values missing.
         """
         # With bfloat16 compute its products are as precise as all others there.
         einsum = functools.partial(jnp.einsum, precision=precision_of(x_BxTxD))
-        logits_BxTxH = self._logits(x_BxTxD.astype(jnp.float32), einsum)
+        logits_BxTxHxN = self._logits(x_BxTxD.astype(jnp.float32), v_BxTxHxK, einsum)
         if self.config.pooled:
-            logits_BxTxH = self._pooled(logits_BxTxH, mask)
-        gate_BxTxH = nn.sigmoid(logits_BxTxH)
-        record(self, "mean", lambda: jnp.mean(gate_BxTxH, axis=1))
-        return (self.config.scale * gate_BxTxH)[..., None]
+            logits_BxTxHxN = self._pooled(logits_BxTxHxN, mask)
+        gate_BxTxHxN = nn.sigmoid(logits_BxTxHxN)
+        record(self, "mean", lambda: jnp.mean(gate_BxTxHxN, axis=(1, 3)))
+        return self.config.scale * gate_BxTxHxN
 
-    def _pooled(self, logits_BxTxH: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """The mean over the tokens that the gate is to see: [B, 1, H]; 0 where it sees none."""
+    def _pooled(self, logits_BxTxHxN: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """The mean over the tokens that the gate is to see: [B, 1, H, N]; 0 where it sees none."""
         if mask is None or not self.config.masked:
-            return jnp.mean(logits_BxTxH, axis=1, keepdims=True)
+            return jnp.mean(logits_BxTxHxN, axis=1, keepdims=True)
         if mask.ndim > 1 and mask.shape[-2] > 1:
             raise UserError(
                 "a gate with gate_pooling=visible needs one mask for all queries, [batch, 1, 1, "
@@ -118,28 +132,46 @@ class Gate(nn.Module):
                 "gate_pooling=all to average over all positions, hidden ones included."
             )
         mask_BxHx1xT = mask.astype(bool).reshape((1,) * (4 - mask.ndim) + mask.shape)
-        visible_BxTxH = jnp.swapaxes(mask_BxHx1xT[:, :, 0], 1, 2)
-        visible_BxTxH = jnp.broadcast_to(visible_BxTxH, logits_BxTxH.shape)
-        total = jnp.sum(jnp.where(visible_BxTxH, logits_BxTxH, 0.0), axis=1, keepdims=True)
-        count = jnp.sum(visible_BxTxH, axis=1, keepdims=True, dtype=jnp.float32)
+        visible_BxTxHx1 = jnp.swapaxes(mask_BxHx1xT[:, :, 0], 1, 2)[..., None]
+        visible_BxTxHxN = jnp.broadcast_to(visible_BxTxHx1, logits_BxTxHxN.shape)
+        total = jnp.sum(jnp.where(visible_BxTxHxN, logits_BxTxHxN, 0.0), axis=1, keepdims=True)
+        count = jnp.sum(visible_BxTxHxN, axis=1, keepdims=True, dtype=jnp.float32)
         return total / jnp.maximum(count, 1.0)
 
-    def _logits(self, x_BxTxD: jax.Array, einsum: Callable[..., jax.Array]) -> jax.Array:
+    def _logits(
+        self,
+        x_BxTxD: jax.Array,
+        v_BxTxHxK: jax.Array | None,
+        einsum: Callable[..., jax.Array],
+    ) -> jax.Array:
+        """[B, T, H, 1], of an unconditional gate [B, 1, H, 1], elementwise [B, T, H, K]."""
         config, heads, width = self.config, self.num_heads, x_BxTxD.shape[-1]
+        start = _logit(config.pi_init)
         if config.kind == "unconditional":
-            logit = self._param("logit", (heads,), ("heads",), _logit(config.pi_init))
-            return jnp.broadcast_to(logit, (x_BxTxD.shape[0], 1, heads))
-        bias_1x1xH = beside(
-            self._param("bias", (heads,), ("heads",), _logit(config.pi_init)), x_BxTxD
-        )
+            logit_H = self._param("logit", (heads,), ("heads",), start)
+            return jnp.broadcast_to(logit_H[:, None], (x_BxTxD.shape[0], 1, heads, 1))
+        if config.kind == "elementwise":
+            bias_HxK = self._param("bias", (heads, width // heads), ("heads", None), start)
+            axes = ("embed", "heads", None)
+            kernel = self._param("kernel", (width, heads, width // heads), axes)
+            return einsum("BTD,DHK->BTHK", x_BxTxD, kernel) + bias_HxK[None, None]
+        bias_H = self._param("bias", (heads,), ("heads",), start)
         if config.kind == "all_heads_linear":
             kernel = self._param("kernel", (width, heads), ("embed", "heads"))
-            return einsum("BTD,DH->BTH", x_BxTxD, kernel) + bias_1x1xH
-        size = width // heads
-        x_BxTxHxK = x_BxTxD.reshape(*x_BxTxD.shape[:-1], heads, size)
-        if config.kind == "linear":
+            products_BxTxH = einsum("BTD,DH->BTH", x_BxTxD, kernel)
+        else:
+            x_BxTxHxK = x_BxTxD.reshape(*x_BxTxD.shape[:-1], heads, width // heads)
+            if config.kind == "value":
+                x_BxTxHxK = _given(v_BxTxHxK).astype(jnp.float32)
+            products_BxTxH = self._of_slices(x_BxTxHxK, einsum)
+        return (products_BxTxH + beside(bias_H, x_BxTxD))[..., None]
+
+    def _of_slices(self, x_BxTxHxK: jax.Array, einsum: Callable[..., jax.Array]) -> jax.Array:
+        """What each head makes of its own slice of x, or of its own values: [B, T, H]."""
+        config, (heads, size) = self.config, x_BxTxHxK.shape[-2:]
+        if config.kind != "mlp":
             kernel = self._param("kernel", (heads, size), ("heads", None))
-            return einsum("BTHK,HK->BTH", x_BxTxHxK, kernel) + bias_1x1xH
+            return einsum("BTHK,HK->BTH", x_BxTxHxK, kernel)
         hidden_kernel = self._param(
             "hidden_kernel", (heads, size, config.hidden), ("heads", None, None)
         )
@@ -147,7 +179,7 @@ class Gate(nn.Module):
         kernel = self._param("kernel", (heads, config.hidden), ("heads", None))
         hidden = einsum("BTHK,HKN->BTHN", x_BxTxHxK, hidden_kernel)
         hidden = nn.relu(hidden + beside(hidden_bias, hidden))
-        return einsum("BTHN,HN->BTH", hidden, kernel) + bias_1x1xH
+        return einsum("BTHN,HN->BTH", hidden, kernel)
 
     def _param(self, name, shape, axes, constant: float | None = None) -> jax.Array:
         init = (
@@ -156,6 +188,15 @@ class Gate(nn.Module):
             else nn.initializers.constant(constant)
         )
         return partitioned_param(self, name, init, shape, axes)
+
+
+def _given(v_BxTxHxK: jax.Array | None) -> jax.Array:
+    if v_BxTxHxK is None:
+        raise UserError(
+            "a gate of kind value reads the values of attention, found none: give them as the "
+            "third argument, [B, T, H, K]."
+        )
+    return v_BxTxHxK
 
 
 def _logit(probability: float) -> float:

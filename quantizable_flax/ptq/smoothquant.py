@@ -31,6 +31,8 @@ GATE_KERNELS = {
     "mlp": "hidden_kernel",
     "all_heads_linear": "kernel",
     "unconditional": None,
+    "value": None,
+    "elementwise": "kernel",
 }
 
 

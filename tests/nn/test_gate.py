@@ -12,8 +12,15 @@ from quantizable_flax.nn.gate import KINDS, POOLINGS, Gate
 HEADS = 4
 
 
+class OfHidden(Gate):
+    """A gate whose attention has the hidden states for values."""
+
+    def __call__(self, hidden, mask=None):
+        return super().__call__(hidden, mask, hidden.reshape(*hidden.shape[:2], HEADS, -1))
+
+
 def fresh(config: GateConfig, hidden) -> tuple[Gate, dict]:
-    gate = Gate(config, HEADS)
+    gate = OfHidden(config, HEADS)
     return gate, nn.meta.unbox(gate.init(jax.random.key(0), hidden))
 
 
@@ -37,7 +44,8 @@ def test_start_is_noisy_by_init_std(kind, hidden):
 def test_shape_is_one_factor_per_head_and_token_or_sequence(kind, pooling, hidden):
     gate, variables = fresh(GateConfig(kind, pooling), hidden)
     tokens = 1 if pooling != "none" or kind == "unconditional" else hidden.shape[1]
-    assert gate.apply(variables, hidden).shape == (hidden.shape[0], tokens, HEADS, 1)
+    width = 4 if kind == "elementwise" else 1
+    assert gate.apply(variables, hidden).shape == (hidden.shape[0], tokens, HEADS, width)
 
 
 def test_pooled_gate_averages_logits_not_probabilities(hidden):
@@ -67,6 +75,17 @@ def test_gate_of_a_token_sees_no_other_token(kind, hidden):
         assert np.all(np.asarray(before[:, 3:] != after[:, 3:]))
 
 
+def test_gate_of_values_reads_no_input_and_needs_values(hidden):
+    gate, variables = fresh(GateConfig("value", init_std=1.0), hidden)
+    own, gate = hidden.reshape(2, 6, HEADS, 4), Gate(gate.config, HEADS)
+    found = gate.apply(variables, jnp.zeros_like(hidden), None, own)
+    changed = gate.apply(variables, hidden, None, own.at[:, :, 0].add(1.0))
+    np.testing.assert_array_equal(found[:, :, 1:], changed[:, :, 1:])
+    assert np.all(np.asarray(found[:, :, 0] != changed[:, :, 0]))
+    with pytest.raises(UserError, match="kind value reads the values of attention, found none"):
+        gate.apply(variables, hidden)
+
+
 def test_pooled_is_what_sees_other_tokens():
     for kind in KINDS:
         assert not GateConfig(kind, "none").pooled
@@ -80,7 +99,7 @@ POOLED = [kind for kind in KINDS if kind != "unconditional"]
 @pytest.mark.parametrize("kind", POOLED)
 def test_pooled_gate_averages_visible_tokens_alone(kind, hidden):
     gate, variables = fresh(GateConfig(kind, "visible", init_std=1.0), hidden)
-    unmasked = Gate(GateConfig(kind, "all", init_std=1.0), HEADS)
+    unmasked = OfHidden(GateConfig(kind, "all", init_std=1.0), HEADS)
     visible = np.array([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]], bool)
     found = gate.apply(variables, hidden, visible[:, None, None, :])
     for row, seen in enumerate(visible):
@@ -161,9 +180,9 @@ def test_recorded_mean_is_the_probability_before_the_scale(kind, hidden):
     gate, variables = fresh(GateConfig(kind, pi_init=0.25, finetune=True, init_std=0.5), hidden)
     factor, recorded = gate.apply(variables, hidden, mutable=["stats"])
     scale = 1.0 if kind == "unconditional" else 4.0
-    np.testing.assert_allclose(
-        recorded["stats"]["mean"], np.asarray(factor)[..., 0].mean(1) / scale, rtol=1e-6
-    )
+    mean = recorded["stats"]["mean"]
+    assert mean.shape == (2, HEADS)
+    np.testing.assert_allclose(mean, np.asarray(factor).mean((1, 3)) / scale, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +192,9 @@ def test_recorded_mean_is_the_probability_before_the_scale(kind, hidden):
         (GateConfig("mlp", hidden=3), HEADS * (3 * (4 + 2) + 1)),
         (GateConfig("all_heads_linear"), HEADS * (16 + 1)),
         (GateConfig("unconditional"), HEADS),
+        # Of the other papers.
+        (GateConfig("value"), HEADS * (4 + 1)),
+        (GateConfig("elementwise"), 16 * 16 + 16),
     ],
 )
 def test_parameter_count_is_that_of_table_4(options, count, hidden):

@@ -69,7 +69,11 @@ def test_forward_is_what_xla_counts(family, changes):
 
 
 @pytest.mark.parametrize(
-    ("gate", "hidden"), [("linear", 4), ("mlp", 64), ("all_heads_linear", 4), ("unconditional", 4)]
+    ("gate", "hidden"),
+    [
+        *(("linear", 4), ("mlp", 64), ("all_heads_linear", 4), ("unconditional", 4)),
+        *(("value", 4), ("elementwise", 4)),
+    ],
 )
 def test_gates_add_what_xla_counts(gate, hidden):
     gated = config_of("bert", gate=gate, gate_hidden=hidden)
@@ -79,7 +83,8 @@ def test_gates_add_what_xla_counts(gate, hidden):
     products = added - LAYERS * TOKENS * WIDTH
     formula = example_flops(gated).parts.get("gate", 0.0)
     # Sigmoids, biases and the ReLU: at most some 8 operations for each output or hidden unit.
-    units = LAYERS * TOKENS * 8 * (hidden + 1 if gate == "mlp" else 1)
+    by_head = {"mlp": hidden + 1, "elementwise": WIDTH // 8}.get(gate, 1)
+    units = LAYERS * TOKENS * 8 * by_head
     assert formula <= products <= formula + 8 * units
 
 
