@@ -109,7 +109,10 @@ def _model(config: ConfigDict, info: Mapping[str, Any]) -> nn.Module:
 
 
 # What the files of a published model do not say, and no parameter depends on.
-UNSAID = ("softmax", "gamma", "zeta", "alpha", "gate_pooling", "gate_finetune", "gate_pi_init")
+UNSAID = (
+    *("softmax", "gamma", "zeta", "alpha", "length_normalised"),
+    *("gate_pooling", "gate_finetune", "gate_pi_init"),
+)
 
 
 def override_run(run: Run, arguments: list[str]) -> Run:

@@ -20,6 +20,7 @@ CAUSAL_GROUPS = 8  # runs of blocks that share how many keys they look at
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 Block = tuple[jax.Array, Any]  # the queries' indices, and their slices of arrays
+Gammas = float | jax.Array
 
 
 def forward(
@@ -30,8 +31,9 @@ def forward(
 
     def block(keys, vals, part):
         indices, rows = part
-        probs, logsumexp = _probs(scheme, extras, _scores(scheme, extras, indices, rows, keys))
-        weights = _times_dropout(scheme, extras, indices, _clipped(scheme, probs))
+        scores, gammas = _scores(scheme, extras, indices, rows, keys)
+        probs, logsumexp = _probs(extras, scores)
+        weights = _times_dropout(scheme, extras, indices, _clipped(scheme, probs, gammas))
         context = _product("BHTS,BHSK->BHTK", weights.astype(v.dtype), vals).astype(v.dtype)
         return context, logsumexp if training else None
 
@@ -58,13 +60,13 @@ def backward(
     def block(seen, sums, part):
         indices, (rows, d_rows, logsumexp) = part
         keys_seen, vals_seen = keys[:, :, :seen], vals[:, :, :seen]
-        scores = _scores(scheme, extras, indices, rows, keys_seen)
+        scores, gammas = _scores(scheme, extras, indices, rows, keys_seen)
         probs = jnp.exp(scores - logsumexp[..., None])
-        weights = _times_dropout(scheme, extras, indices, _clipped(scheme, probs))
+        weights = _times_dropout(scheme, extras, indices, _clipped(scheme, probs, gammas))
         d_vals = _product("BHTS,BHTK->BHSK", weights.astype(d_rows.dtype), d_rows)
         d_clipped = _product("BHTK,BHSK->BHTS", d_rows, vals_seen)
         d_clipped = _times_dropout(scheme, extras, indices, d_clipped)
-        d_probs = _through_clip(scheme, probs, d_clipped)
+        d_probs = _through_clip(scheme, probs, gammas, d_clipped)
         weighted_BxHxTx1 = jnp.sum(probs * d_probs, axis=-1, keepdims=True)
         d_scores = (scheme.scale * probs * (d_probs - weighted_BxHxTx1)).astype(k.dtype)
         d_rows = _product("BHTS,BHSK->BHTK", d_scores, keys_seen)
@@ -141,14 +143,16 @@ def _joined(groups: tuple[jax.Array, ...], queries: int) -> jax.Array:
 
 def _scores(
     scheme: Scheme, extras: Extras, indices: jax.Array, rows: jax.Array, keys: jax.Array
-) -> jax.Array:
-    """float32 [B, H, t, S], the lowest number where a key is hidden."""
+) -> tuple[jax.Array, Gammas]:
+    """float32 [B, H, t, S], the lowest number where a key is hidden; and the rows' gammas."""
     scores = scheme.scale * _product("BHTK,BHSK->BHTS", rows, keys)
-    seen = visible(scheme, extras, indices, jnp.arange(keys.shape[2], dtype=jnp.int32))
-    return scores if seen is None else jnp.where(seen, scores, _LOWEST)
+    count = keys.shape[2]
+    seen = visible(scheme, extras, indices, jnp.arange(count, dtype=jnp.int32))
+    scores = scores if seen is None else jnp.where(seen, scores, _LOWEST)
+    return scores, scheme.gammas(seen, count)
 
 
-def _probs(scheme: Scheme, extras: Extras, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _probs(extras: Extras, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Softmax and its log-sum-exp, infinite where a query sees nothing; the sink is in it."""
     highest = jnp.max(scores, axis=-1, keepdims=True)
     sink = None if extras.sink is None else extras.sink[None, :, None, None]
@@ -164,17 +168,19 @@ def _probs(scheme: Scheme, extras: Extras, scores: jax.Array) -> tuple[jax.Array
     return probs, jnp.where(blind, jnp.inf, logsumexp)[..., 0]
 
 
-def _clipped(scheme: Scheme, probs: jax.Array) -> jax.Array:
-    return jnp.clip(scheme.stretched(probs), 0.0, 1.0) if scheme.clips else probs
+def _clipped(scheme: Scheme, probs: jax.Array, gammas: Gammas) -> jax.Array:
+    return jnp.clip(scheme.stretched(probs, gammas), 0.0, 1.0) if scheme.clips else probs
 
 
-def _through_clip(scheme: Scheme, probs: jax.Array, d_clipped: jax.Array) -> jax.Array:
+def _through_clip(
+    scheme: Scheme, probs: jax.Array, gammas: Gammas, d_clipped: jax.Array
+) -> jax.Array:
     """The gradient of the probabilities; at a bound it passes whole, beyond it not at all."""
     if not scheme.clips:
         return d_clipped
-    stretched = scheme.stretched(probs)
+    stretched = scheme.stretched(probs, gammas)
     inside = (stretched >= 0.0) & (stretched <= 1.0)
-    return jnp.where(inside, (scheme.zeta - scheme.gamma) * d_clipped, 0.0)
+    return jnp.where(inside, (scheme.zeta - gammas) * d_clipped, 0.0)
 
 
 def _times_dropout(

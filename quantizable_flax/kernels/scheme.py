@@ -6,7 +6,9 @@ With scores `S = scale q k^T` where a query sees a key, and an optional sink log
     C = clip((zeta - gamma) P + gamma, 0, 1)           arXiv 2306.12929, eq. 4
     O = (C * M / (1 - dropout_rate)) V                 M: which entries dropout keeps
 
-Hidden keys have P = C = 0, and a query that sees no key has O = 0. Backwards, with
+Hidden keys have P = C = 0, and a query that sees no key has O = 0. With `alpha` gamma is
+`-alpha / t` in a row whose query sees t keys (NCS, arXiv 2402.12102), a constant there. Backwards,
+with
 `W = M / (1 - dropout_rate)` and I = 1 where the stretched probability lies in [0, 1] and the key is
 seen,
 
@@ -23,6 +25,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 HIDDEN = -1  # the id of a key that no query sees
 
@@ -34,6 +37,7 @@ class Scheme:
     Attributes:
       scale: of the scores.
       gamma, zeta: the stretch of clipped softmax; 0 and 1 for none.
+      alpha: above 0, of rows that have a gamma of their own in place of that; blockwise alone.
       causal: whether query i sees the keys up to i (plus the first query's place) alone.
       dropout_rate: of the probabilities, in [0, 1).
     """
@@ -43,15 +47,31 @@ class Scheme:
     zeta: float = 1.0
     causal: bool = False
     dropout_rate: float = 0.0
+    alpha: float = 0.0
 
     @property
     def clips(self) -> bool:
         """Whether there is a stretch."""
-        return (self.gamma, self.zeta) != (0.0, 1.0)
+        return (self.gamma, self.zeta, self.alpha) != (0.0, 1.0, 0.0)
 
-    def stretched(self, probs: jax.Array) -> jax.Array:
+    def gammas(self, seen: jax.Array | None, keys: int) -> float | jax.Array:
+        """gamma, of all rows or of each, [..., queries, 1].
+
+        Args:
+          seen: which keys are seen, [..., queries, keys], None for all.
+          keys: how many there are.
+        """
+        if not self.alpha:
+            return self.gamma
+        if seen is None:
+            return -self.alpha / keys
+        count = jnp.sum(seen, axis=-1, keepdims=True, dtype=jnp.float32)
+        return -self.alpha / jnp.maximum(count, 1.0)
+
+    def stretched(self, probs: jax.Array, gammas: float | jax.Array | None = None) -> jax.Array:
         """P -> (zeta - gamma) P + gamma, not yet clipped."""
-        return probs * (self.zeta - self.gamma) + self.gamma
+        low = self.gamma if gammas is None else gammas
+        return probs * (self.zeta - low) + low
 
 
 class Extras(NamedTuple):

@@ -85,6 +85,7 @@ def _softmax(config: ml_collections.ConfigDict, built: Any) -> SoftmaxConfig:
         zeta=attention.zeta,
         alpha=attention.alpha,
         seq_len=built.length(config.data),
+        length_normalised=attention.length_normalised,
         blind_queries=attention.blind_queries,
         sink=attention.sink,
         causal=built.causal,
@@ -165,7 +166,8 @@ def attention_label(config: ml_collections.ConfigDict) -> str:
     if attention.softmax == "clipped":
         keys = [key for key in ("gamma", "zeta", "alpha") if attention[key] is not None]
         values = ", ".join(f"{key}={attention[key]:g}" for key in keys)
-        parts.append(f"clipped softmax ({values})")
+        by_row = ", length-normalised" if attention.length_normalised else ""
+        parts.append(f"clipped softmax ({values}{by_row})")
     if attention.sink != "none":
         parts.append({"zero": "softmax1", "learned": "learned sink"}[attention.sink])
     if attention.gate != "none":

@@ -21,6 +21,7 @@ def attention_fn(
     gamma: float | None = None,
     zeta: float | None = None,
     alpha: float | None = None,
+    length_normalised: bool = False,
     seq_len: int | None = None,
     blind_queries: str = "zero",
 ) -> Callable[..., jax.Array]:
@@ -36,7 +37,13 @@ def attention_fn(
       UserError: as `make_softmax`.
     """
     probabilities = make_softmax(
-        softmax, gamma=gamma, zeta=zeta, alpha=alpha, seq_len=seq_len, blind_queries=blind_queries
+        softmax,
+        gamma=gamma,
+        zeta=zeta,
+        alpha=alpha,
+        length_normalised=length_normalised,
+        seq_len=seq_len,
+        blind_queries=blind_queries,
     )
 
     # Flax passes by name what it finds in this signature and drops the rest: what is not named

@@ -93,6 +93,8 @@ def _unsupported(kernel: str, softmax: Any, mask: Mask | None, qkv: tuple) -> st
     """Why the kernel of some hardware cannot compute this here."""
     if HARDWARE[kernel] != platform():
         return f"needs a {HARDWARE[kernel].upper()}, found {platform()}"
+    if kernel != "blockwise" and softmax.alpha:
+        return "cannot compute length-normalised clipping"
     if kernel == "cudnn":
         if softmax.sink != "none":
             return "cannot compute a sink"
@@ -149,6 +151,7 @@ def _scheme(
         zeta=softmax.zeta,
         causal=mask is not None and mask.causal,
         dropout_rate=dropout_rate,
+        alpha=softmax.alpha,
     )
 
 

@@ -84,6 +84,7 @@ def clipped_softmax(
     *,
     gamma: float = 0.0,
     zeta: float = 1.0,
+    alpha: float = 0.0,
     blind_queries: str = "zero",
     causal: bool = False,
     sink: jax.Array | None = None,
@@ -98,6 +99,8 @@ def clipped_softmax(
       mask: as in `softmax`; masked keys stay exactly 0.
       gamma: lower stretch, <= 0.
       zeta: upper stretch, >= 1.
+      alpha: above 0, each row has its own lower stretch in place of `gamma`: -alpha over the keys
+        that its query sees (see `row_gammas`).
       blind_queries, causal: as in `softmax`; a uniform row of S keys is stretched and clipped as
         every other: `max((zeta - gamma) / S + gamma, 0)`.
       sink: as in `softmax`.
@@ -106,20 +109,52 @@ def clipped_softmax(
       float32 [..., queries, keys], in [0, 1]; rows need not sum to 1.
 
     Raises:
-      UserError: gamma > 0 or zeta < 1.
+      UserError: gamma > 0, zeta < 1, or alpha < 0 or beside a gamma.
     """
-    check_stretch(gamma, zeta)
+    check_stretch(gamma, zeta, alpha)
     probs = softmax(scores, mask, blind_queries=blind_queries, causal=causal, sink=sink)
-    if gamma == 0.0 and zeta == 1.0:
+    if (gamma, zeta, alpha) == (0.0, 1.0, 0.0):
         return probs
-    stretched = probs * (zeta - gamma) + gamma
+    low: float | jax.Array = gamma
+    if alpha:
+        low = row_gammas(alpha, mask, scores.shape[-1], blind_queries)
+        low = beside(low, probs) if isinstance(low, jax.Array) else low
+    stretched = probs * (zeta - low) + low
     # Not jnp.clip: at a bound its gradient is halved, the definition passes it whole.
     stretched = jnp.where(stretched < 0.0, 0.0, stretched)
     return jnp.where(stretched > 1.0, 1.0, stretched)
 
 
-def check_stretch(gamma: float, zeta: float) -> None:
-    """Raises UserError unless gamma <= 0 and zeta >= 1."""
+def row_gammas(
+    alpha: float, mask: jax.Array | None, keys: int, blind_queries: str = "zero"
+) -> float | jax.Array:
+    """`-alpha / t` with t the keys that a row's query sees, float32 [..., queries or 1, 1].
+
+    Length-normalised clipping (NCS, arXiv 2402.12102): a causal row t, or one beside padding, is
+    clipped at the same share of the uniform probability 1 / t as every other. A float for all rows
+    where there is no mask. A sink is no key. A query that sees none has the gamma of one key, or of
+    all where it is uniform over them.
+
+    Args:
+      alpha: above 0.
+      mask: as in `softmax`.
+      keys: length of a row.
+      blind_queries: as in `softmax`.
+    """
+    if mask is None:
+        return -alpha / keys
+    seen = jnp.broadcast_to(mask.astype(bool), (*mask.shape[:-1], keys))
+    count = jnp.sum(seen, axis=-1, keepdims=True, dtype=jnp.float32)
+    return -alpha / jnp.where(count == 0.0, keys if blind_queries == "uniform" else 1.0, count)
+
+
+def check_stretch(gamma: float, zeta: float, alpha: float = 0.0) -> None:
+    """Raises UserError unless gamma <= 0, zeta >= 1 and alpha >= 0, which leaves gamma at 0."""
+    if alpha < 0.0 or (alpha and gamma):
+        raise UserError(
+            f"length-normalised clipping needs alpha >= 0 in place of gamma, found alpha={alpha}, "
+            f"gamma={gamma}."
+        )
     if gamma > 0.0 or zeta < 1.0:
         raise UserError(
             f"clipped softmax needs gamma <= 0 and zeta >= 1, found gamma={gamma}, zeta={zeta}."

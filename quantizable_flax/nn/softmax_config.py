@@ -24,6 +24,7 @@ class SoftmaxConfig:
       gamma, zeta: stretch of the clipped one, as in `clipped_softmax`.
       blind_queries, causal: as in `softmax`.
       sink: "none"; "zero", one more logit of 0 ("softmax1"); or "learned", one for each head.
+      alpha: of length-normalised clipping, as in `clipped_softmax`; 0 for one gamma.
     """
 
     kind: str = "vanilla"
@@ -32,18 +33,19 @@ class SoftmaxConfig:
     blind_queries: str = "zero"
     causal: bool = False
     sink: str = "none"
+    alpha: float = 0.0
 
     def __post_init__(self):
         """Raises UserError for a field outside its domain."""
         check_choice("attention softmax", self.kind, KINDS)
         check_choice("attention blind_queries", self.blind_queries, BLIND_QUERIES)
         check_choice("attention sink", self.sink, SINKS)
-        check_stretch(self.gamma, self.zeta)
-        if self.kind == "vanilla" and (self.gamma, self.zeta) != (0.0, 1.0):
+        check_stretch(self.gamma, self.zeta, self.alpha)
+        if self.kind == "vanilla" and (self.gamma, self.zeta, self.alpha) != (0.0, 1.0, 0.0):
             raise UserError(
                 f"a stretch belongs to softmax='clipped', found gamma={self.gamma}, "
-                f"zeta={self.zeta} and softmax='vanilla': set the softmax to 'clipped' or leave "
-                "them unset."
+                f"zeta={self.zeta}, alpha={self.alpha} and softmax='vanilla': set the softmax to "
+                "'clipped' or leave them unset."
             )
 
     def __call__(
@@ -64,6 +66,7 @@ class SoftmaxConfig:
             mask,
             gamma=self.gamma,
             zeta=self.zeta,
+            alpha=self.alpha,
             blind_queries=self.blind_queries,
             causal=self.causal,
             sink=None if sink_H is None else sink_H[:, None, None],
@@ -101,6 +104,7 @@ def make_softmax(
     gamma: float | None = None,
     zeta: float | None = None,
     alpha: float | None = None,
+    length_normalised: bool = False,
     seq_len: int | None = None,
     blind_queries: str = "zero",
     sink: str = "none",
@@ -113,7 +117,10 @@ def make_softmax(
       gamma: lower stretch, <= 0; 0 when neither it nor `alpha` is given.
       zeta: upper stretch, >= 1; 1 by default.
       alpha: gives `gamma = -alpha / seq_len` (paper section 4.1), exclusive with `gamma`.
-      seq_len: the training sequence length T, in tokens; needed with `alpha` alone.
+      length_normalised: alpha over the keys that each query sees instead, gamma row by row (NCS,
+        arXiv 2402.12102); for causal models and padding.
+      seq_len: the training sequence length T, in tokens; needed with `alpha`, unless it is
+        length-normalised.
       blind_queries: what a query gets that sees no key: "zero", or "uniform" over all keys.
       sink: "none"; "zero", one more logit of 0 in the softmax, which no key has ("softmax1"); or
         "learned", one for each head (an attention sink).
@@ -127,14 +134,30 @@ def make_softmax(
     # Elsewhere it means nothing, and two configs that do the same are to be equal.
     causal = causal and blind_queries == "uniform"
     if kind == "clipped":
-        gamma, zeta = _stretch(gamma, zeta, alpha, seq_len)
-        return SoftmaxConfig(kind, gamma, zeta, blind_queries, causal, sink)
-    if any(value is not None for value in (gamma, zeta, alpha)):
+        if length_normalised:
+            stretch = _of_rows(gamma, zeta, alpha)
+        else:
+            stretch = *_stretch(gamma, zeta, alpha, seq_len), 0.0
+        gamma, zeta, alpha = stretch
+        return SoftmaxConfig(kind, gamma, zeta, blind_queries, causal, sink, alpha)
+    if length_normalised or any(value is not None for value in (gamma, zeta, alpha)):
         raise UserError(
-            "gamma, zeta and alpha belong to softmax='clipped', found softmax='vanilla': "
-            "set the softmax to 'clipped' or leave them unset."
+            "gamma, zeta, alpha and length_normalised belong to softmax='clipped', found "
+            "softmax='vanilla': set the softmax to 'clipped' or leave them unset."
         )
     return SoftmaxConfig(blind_queries=blind_queries, causal=causal, sink=sink)
+
+
+def _of_rows(
+    gamma: float | None, zeta: float | None, alpha: float | None
+) -> tuple[float, float, float]:
+    """Returns the (gamma, zeta, alpha) of a softmax whose rows have gammas of their own."""
+    if alpha is None or gamma is not None or alpha <= 0:
+        raise UserError(
+            "length_normalised clipping needs alpha > 0, by which each query's gamma is -alpha "
+            f"over the keys that it sees, found alpha={alpha}, gamma={gamma}: set alpha alone."
+        )
+    return 0.0, 1.0 if zeta is None else zeta, alpha
 
 
 def _stretch(

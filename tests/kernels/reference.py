@@ -32,7 +32,15 @@ def stretched_probs(scheme: Scheme, q, k, extras: Extras) -> tuple[jax.Array, ja
     blind = ~seen.any(-1, keepdims=True) & jnp.isinf(sink)
     joined = jnp.concatenate([jnp.where(seen | blind, scores, -jnp.inf), sink], axis=-1)
     probs = jnp.where(seen, jax.nn.softmax(joined, axis=-1)[..., :-1], 0.0)
-    return (scheme.zeta - scheme.gamma) * probs + scheme.gamma, seen
+    gamma = gammas(scheme, seen)
+    return (scheme.zeta - gamma) * probs + gamma, seen
+
+
+def gammas(scheme: Scheme, seen: jax.Array) -> float | np.ndarray:
+    """The lower stretch, of each row [B, H, T, 1] where there is an alpha."""
+    if not scheme.alpha:
+        return scheme.gamma
+    return -scheme.alpha / np.maximum(np.asarray(seen).sum(-1, keepdims=True), 1).astype(float)
 
 
 def on_the_edge(scheme: Scheme, q, k, extras: Extras) -> jax.Array:
@@ -46,7 +54,7 @@ def on_the_edge(scheme: Scheme, q, k, extras: Extras) -> jax.Array:
     nearest = jnp.abs(stretched)
     if scheme.zeta > 1:  # else 1 is reached by rows of a single key, which pass no gradient anyway
         nearest = jnp.minimum(nearest, jnp.abs(stretched - 1))
-    near = seen & (nearest < 1e-5 * jnp.abs(stretched - scheme.gamma))
+    near = seen & (nearest < 1e-5 * jnp.abs(stretched - gammas(scheme, seen)))
     return jnp.swapaxes(jnp.any(near, axis=-1), 1, 2)[..., None]
 
 

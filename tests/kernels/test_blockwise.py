@@ -37,8 +37,12 @@ def test_random_attentions_are_the_formula(examples):
         ),
         Case(300, 200, Scheme(0.25, -0.03, causal=True, dropout_rate=0.5), first=(3, 1, 40)),
         Case(300, 300, Scheme(0.25, -0.03, 1.03, True, 0.1), "padding", True, dtype="bfloat16"),
+        # Each row's own gamma; six blocks of queries that look at different numbers of keys.
+        Case(700, 700, Scheme(1.0, zeta=1.01, causal=True, alpha=0.6), "padding", True),
+        Case(150, 90, Scheme(0.25, alpha=2.0, dropout_rate=0.1), "segments"),
+        Case(150, 90, Scheme(0.25, alpha=2.0)),
     ],
-    ids=range(6),
+    ids=range(9),
 )
 def test_named_attentions_are_the_formula(case):
     check_path("blockwise", case)

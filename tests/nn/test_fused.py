@@ -43,6 +43,7 @@ LONG = jnp.zeros((1, 1024, 1, 4))  # by blocks on every platform
         (lambda scores, mask: nn.softmax(scores), None, "unfused"),
         (make_softmax(blind_queries="uniform"), MASK, "unfused"),
         (make_softmax(blind_queries="uniform"), None, "blockwise"),
+        (make_softmax("clipped", alpha=0.5, length_normalised=True), MASK, "blockwise"),
     ],
 )
 def test_what_can_be_fused_is(softmax, mask, path):
@@ -77,6 +78,17 @@ def test_a_cpu_takes_blocks_at_any_length_but_for_clipping_few_keys():
 def test_what_is_asked_for_by_name_and_is_not_here(kernel, mask, sentence):
     with pytest.raises(UserError, match=sentence):
         choose(kernel, CLIPPED, mask, Q, Q, Q)
+
+
+@pytest.mark.parametrize("kernel", ["gpu", "tpu", "cudnn"])
+def test_hardware_kernels_refuse_gammas_of_rows_and_auto_does_not(monkeypatch, kernel):
+    platform = "tpu" if kernel == "tpu" else "gpu"
+    monkeypatch.setattr("quantizable_flax.nn.fused.platform", lambda: platform)
+    by_row = make_softmax("clipped", alpha=0.5, length_normalised=True)
+    long = jnp.zeros((1, 1024, 1, 4))
+    with pytest.raises(UserError, match=f"={kernel}: cannot compute length-normalised clipping"):
+        choose(kernel, by_row, None, long, long, long)
+    assert choose("auto", by_row, None, long, long, long) == "blockwise"
 
 
 @pytest.mark.parametrize("mask", [None, Mask(MASK.visible_BxS), MASK], ids=["all", "keys", "both"])
@@ -182,6 +194,6 @@ def test_parts_of_a_mesh_are_the_whole():
     )
     assert done.returncode == 0, done.stderr
     differences = json.loads(done.stdout.splitlines()[-1])
-    assert len(differences) == 5
+    assert len(differences) == 6
     for mesh, difference in differences.items():
         assert difference < 1e-5, mesh  # sums over devices in another order

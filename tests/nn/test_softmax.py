@@ -147,6 +147,26 @@ def test_alpha_gives_gamma_by_the_training_length():
     np.testing.assert_array_equal(by_alpha, clipped_softmax(scores, gamma=-4.0 / 128))
 
 
+@pytest.mark.parametrize("blind_queries", BLIND_QUERIES)
+def test_a_length_normalised_row_is_clipped_by_the_keys_that_it_sees(blind_queries):
+    scores = 2.0 * jax.random.normal(jax.random.key(1), (2, 3, 6, 6))
+    # Causal, with padding on the left of the second text, whose first two queries see nothing.
+    padding = np.arange(6) < np.array([0, 2])[:, None, None, None]
+    mask = jnp.asarray(np.tril(np.ones((6, 6), bool)) & ~padding)
+    options = {"zeta": 1.05, "blind_queries": blind_queries}
+    by_row = make_softmax("clipped", alpha=0.5, length_normalised=True, **options)(scores, mask)
+    for b in range(2):
+        for t in range(6):
+            seen = int(mask[b, 0, t].sum()) or (6 if blind_queries == "uniform" else 1)
+            fixed = make_softmax("clipped", gamma=-0.5 / seen, **options)
+            one = fixed(scores[b : b + 1, :, t : t + 1], mask[b : b + 1, :, t : t + 1])
+            np.testing.assert_allclose(by_row[b, :, t], one[0, :, 0], rtol=1e-6, atol=1e-7)
+    assert 0.1 < np.mean(np.asarray(by_row)[jnp.broadcast_to(mask, scores.shape)] == 0.0) < 0.9
+    # Without a mask every row sees all keys, whatever the training length was.
+    unmasked = make_softmax("clipped", alpha=0.5, length_normalised=True, seq_len=128)(scores)
+    np.testing.assert_array_equal(unmasked, clipped_softmax(scores, gamma=-0.5 / 6))
+
+
 def test_without_stretch_clipped_is_vanilla():
     scores = jax.random.normal(jax.random.key(2), (4, 32))
     np.testing.assert_array_equal(make_softmax("clipped", gamma=0.0)(scores, None), softmax(scores))
@@ -166,6 +186,13 @@ def test_without_stretch_clipped_is_vanilla():
         ({"kind": "clipped", "alpha": 4.0}, "found alpha=4.0, sequence length None"),
         ({"kind": "clipped", "alpha": -1.0, "seq_len": 8}, "found alpha=-1.0, sequence length 8"),
         ({"kind": "vanilla", "gamma": -0.1}, "belong to softmax='clipped'"),
+        ({"length_normalised": True}, "length_normalised belong to softmax='clipped'"),
+        ({"kind": "clipped", "length_normalised": True}, "needs alpha > 0.* found alpha=None"),
+        ({"kind": "clipped", "length_normalised": True, "alpha": 0.0}, "found alpha=0.0, gamma=N"),
+        (
+            {"kind": "clipped", "length_normalised": True, "alpha": 0.5, "gamma": -0.1},
+            "found alpha=0.5, gamma=-0.1: set alpha alone",
+        ),
         ({"blind_queries": "unifrom"}, r"zero, uniform, found 'unifrom' \(did you mean 'uniform'"),
     ],
 )
@@ -194,7 +221,9 @@ def test_a_vanilla_config_has_no_stretch():
         SoftmaxConfig(gamma=-0.1)
 
 
-@pytest.mark.parametrize("stretch", [{"gamma": 0.01}, {"zeta": 0.99}])
+@pytest.mark.parametrize(
+    "stretch", [{"gamma": 0.01}, {"zeta": 0.99}, {"alpha": -0.5}, {"alpha": 0.5, "gamma": -0.1}]
+)
 def test_wrong_stretch_is_refused_by_the_function_too(stretch):
-    with pytest.raises(UserError, match="needs gamma <= 0 and zeta >= 1"):
+    with pytest.raises(UserError, match=r"needs (gamma <= 0 and zeta >= 1|alpha >= 0 in place)"):
         clipped_softmax(jnp.zeros(3), **stretch)
