@@ -21,8 +21,9 @@ from quantizable_flax.quantization.spec import BIT_FIELDS, QuantSpec
 FAMILIES = build.FAMILIES
 # Fields of a model that are keys of `config.train`.
 OF_TRAINING = ("remat", "loss_chunk", "attention_kernel")
+OF_ATTENTION = ("qk_norm",)  # of `config.model.attention`
 # Fields of a model and of a scheme that other keys say, and arguments that follow from the model.
-NOT_OF_MODEL = (*OF_TRAINING, "dtype", "softmax", "gate", "quant")
+NOT_OF_MODEL = (*OF_TRAINING, *OF_ATTENTION, "dtype", "softmax", "gate", "quant")
 NOT_OF_QUANT = (*BIT_FIELDS, "head", "site_bits", "backend")
 NOT_OF_SOFTMAX = ("kind", "seq_len", "causal")
 
@@ -210,6 +211,7 @@ def model_keys(family: str) -> Keys:
             **derived(make_softmax, _names(make_softmax, NOT_OF_SOFTMAX)),
             "gate": Key("none", f'"none", or each head\'s gate: {meaning(GateConfig, "kind")}'),
             **derived(GateConfig, _names(GateConfig, ("kind",)), prefix="gate_"),
+            **derived(TransformerConfig, OF_ATTENTION),
         },
     }
 

@@ -73,6 +73,7 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
         loss_chunk=config.train.loss_chunk,
         attention_kernel=config.train.attention_kernel,
         gate=_gate(model.attention),
+        qk_norm=model.attention.qk_norm,
     )
     return family.module(dataclasses.replace(built, softmax=_softmax(config, built)))
 
@@ -84,8 +85,8 @@ def _softmax(config: ml_collections.ConfigDict, built: Any) -> SoftmaxConfig:
         gamma=attention.gamma,
         zeta=attention.zeta,
         alpha=attention.alpha,
-        seq_len=built.length(config.data),
         length_normalised=attention.length_normalised,
+        seq_len=built.length(config.data),
         blind_queries=attention.blind_queries,
         sink=attention.sink,
         causal=built.causal,
@@ -170,6 +171,8 @@ def attention_label(config: ml_collections.ConfigDict) -> str:
         parts.append(f"clipped softmax ({values}{by_row})")
     if attention.sink != "none":
         parts.append({"zero": "softmax1", "learned": "learned sink"}[attention.sink])
+    if attention.qk_norm:
+        parts.append("QK-norm")
     if attention.gate != "none":
         parts.append(f"gated ({attention.gate.replace('_', ' ')})")
     return " + ".join(parts) or "vanilla"

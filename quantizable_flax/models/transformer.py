@@ -59,6 +59,8 @@ class TransformerConfig:
       attention_kernel: what computes attention where it is not measured or quantized: "auto", by
         the platform; "unfused"; "blockwise", plain XLA in blocks of queries; "cudnn", "gpu" or
         "tpu".
+      qk_norm: whether each head's queries and keys are RMS-normalised before the scores, with a
+        learned scale for each element of a head, as in Qwen3.
     """
 
     data: ClassVar[str]
@@ -79,6 +81,7 @@ class TransformerConfig:
     remat: str = "none"
     loss_chunk: int = 128
     attention_kernel: str = "auto"
+    qk_norm: bool = False
     softmax: SoftmaxFn = VANILLA
     gate: GateConfig | None = None
     quant: QuantSpec | None = None
@@ -178,6 +181,7 @@ class TransformerConfig:
             self.num_heads,
             softmax=self.softmax,
             gate=self.gate,
+            qk_norm=self.qk_norm,
             dropout_rate=self.attention_dropout,
             kernel_init=self.kernel_init,
             dtype=self.dtype,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from quantizable_flax.errors import UserError
 from quantizable_flax.nn.fused import choose, fused
 from quantizable_flax.nn.gate import Gate, GateConfig
+from quantizable_flax.nn.head_norm import HeadNorm
 from quantizable_flax.nn.layers import Dense, is_training, partitioned_param
 from quantizable_flax.nn.mask import Mask, dense
 from quantizable_flax.nn.partition import constrain
@@ -48,6 +49,7 @@ class MultiHeadAttention(nn.Module):
       output_projection: False returns the merged context, as the original's inner module does.
       kernel: which program computes scores to context where nothing is measured or quantized, one
         of `nn.fused.KERNELS`.
+      qk_norm: whether each head's queries and keys are normalised, see `HeadNorm`.
     """
 
     num_heads: int
@@ -60,6 +62,7 @@ class MultiHeadAttention(nn.Module):
     context_before_gate: bool = False
     output_projection: bool = True
     kernel: str = "auto"
+    qk_norm: bool = False
 
     @nn.compact
     def __call__(
@@ -102,10 +105,10 @@ class MultiHeadAttention(nn.Module):
         q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = (
             self._heads(x_BxTxD, name) for name in ("query", "key", "value")
         )
+        own_BxTxHxK = v_BxTxHxK
         if cache_at is not None:
             k_BxTxHxK = self._cached("key", k_BxTxHxK, cache_at)
             v_BxTxHxK = self._cached("value", v_BxTxHxK, cache_at)
-        own_BxTxHxK = v_BxTxHxK
         sites = (Site(self.quant, name="scores"), Site(self.quant, name="probs"))
         path = "unfused"
         if cache_at is None and all(site.passes() for site in sites):
@@ -208,14 +211,21 @@ class MultiHeadAttention(nn.Module):
         return cache_BxSxHxK.astype(new_BxTxHxK.dtype)
 
     def _heads(self, x_BxTxD: Tensor, name: str) -> Tensor:
-        y_BxTxD = self._dense(x_BxTxD.shape[-1], ("embed", "heads"), name)(x_BxTxD)
+        norm = None
+        if self.qk_norm and name != "value":
+            scale_quant = self.quant and self.quant.for_layer_norm()
+            norm = HeadNorm(self.num_heads, quant=scale_quant, name=f"{name}_norm")
+        y_BxTxD = self._dense(x_BxTxD.shape[-1], ("embed", "heads"), name, norm)(x_BxTxD)
         length = "length" if name == "query" else None  # every query sees all keys
         return constrain(split_last(y_BxTxD, self.num_heads), "batch", length, "heads", None)
 
-    def _dense(self, features: int, axes: tuple[str, str], name: str) -> Dense:
+    def _dense(
+        self, features: int, axes: tuple[str, str], name: str, activation: Callable | None = None
+    ) -> Dense:
         return Dense(
             features,
             axes=axes,
+            activation=activation,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
             quant=self.quant,
