@@ -113,8 +113,8 @@ def _check_named(plan: list[Piece], shapes: Mapping[str, Shape]) -> None:
     for path in shapes:
         if path not in named:
             raise UserError(
-                f"parameter {path!r} has no name in other checkpoints: add it to the family's "
-                "weight_names (docs/new_model.md)."
+                f"parameter {path!r} has no name in other checkpoints: use the run's own, or add "
+                "it to the family's weight_names (docs/new_model.md)."
             )
 
 

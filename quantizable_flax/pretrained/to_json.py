@@ -10,6 +10,7 @@ from quantizable_flax.pretrained.config_json import DEFAULT_CLASSES, OURS
 from quantizable_flax.pretrained.forms import FORMS, Form
 
 VERSION = 1  # of what stands under our key
+NO_ALPHA = ("value", "elementwise")  # gates that the original implementation has no name for
 PADDING = 1  # RoBERTa's: its positions are counted from the row behind it
 BICUBIC = 3
 # What a tokenizer's tokens are for, the names by which they are known.
@@ -97,11 +98,18 @@ def _check_needs(form: Form, model: Any) -> None:
             f"a model is written with a SoftmaxConfig, found the softmax {model.softmax!r}, of "
             "which no file can tell: write its weights with to_state_dict."
         )
-    if model.softmax.sink != "none":
-        raise UserError(
-            "transformers' models have no place for attention sinks, found "
-            f"model.attention.sink={model.softmax.sink}: use the checkpoint of the run."
-        )
+    of_ours = {
+        "sinks": model.softmax.sink != "none" and f"sink={model.softmax.sink}",
+        "length-normalised clipping": model.softmax.alpha and "length_normalised=True",
+        "QK-norm": model.qk_norm and "qk_norm=True",
+        "this gate": model.gate and model.gate.kind in NO_ALPHA and f"gate={model.gate.kind}",
+    }
+    for what, found in of_ours.items():
+        if found:
+            raise UserError(
+                f"transformers' models have no place for {what} in attention, found "
+                f"model.attention.{found}: use the checkpoint of the run."
+            )
 
 
 def _labels(model: Any, classes: Sequence[str] | None) -> dict[str, Any]:

@@ -132,6 +132,21 @@ def test_what_a_source_lacks_is_refused():
         to_state_dict(drawn(config), config, source="timn")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "parameter"),
+    [
+        ("gate", "value", "gate/bias"),  # the shapes of the linear one's, and another meaning
+        ("gate", "elementwise", "gate/bias"),
+        ("qk_norm", True, "key_norm/scale"),
+    ],
+)
+def test_attention_without_a_name_elsewhere_is_refused(key, value, parameter):
+    config = small_config("bert")
+    config.model.attention[key] = value
+    with pytest.raises(UserError, match=f"'layer_0/attention/{parameter}' has no name in other"):
+        to_state_dict(drawn(config), config)
+
+
 def test_parameters_of_another_model_are_refused():
     config = small_config("bert")
     params = drawn(config)

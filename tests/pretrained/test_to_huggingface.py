@@ -209,6 +209,23 @@ def test_another_family_and_another_softmax_are_refused(tmp_path, monkeypatch):
     model, params = made("bert")
     other = with_config(model, softmax=lambda scores, mask: scores)
     with pytest.raises(UserError, match="written with a SoftmaxConfig"):
+@pytest.mark.parametrize(
+    ("attention", "sentence"),
+    [
+        ({"sink": "zero"}, "place for sinks in attention, found model.attention.sink=zero"),
+        ({"softmax": "clipped", "alpha": 0.5, "length_normalised": True}, "length_normalised=True"),
+        ({"qk_norm": True}, "for QK-norm in attention, found model.attention.qk_norm=True"),
+        ({"gate": "value"}, "found model.attention.gate=value: use the checkpoint of the run"),
+        ({"gate": "elementwise"}, "found model.attention.gate=elementwise"),
+    ],
+)
+@pytest.mark.parametrize("family", ["bert", "opt", "vit"])
+def test_attention_that_no_folder_can_note_is_refused(family, attention, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        qf.to_huggingface(*made(family, attention), str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
         qf.to_huggingface(other, params, str(tmp_path / "new"))
     # Added alone: a family that is taken out would come back as the last one, for later tests too.
     mine = type("Mine", (type(model.config),), {})
