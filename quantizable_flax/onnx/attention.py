@@ -1,12 +1,14 @@
 """Multi-head attention as nodes: scores, softmax, gate, and the keys and values of the past."""
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
 import numpy as np
 
 from quantizable_flax.errors import UserError
+from quantizable_flax.nn.head_norm import EPSILON
 from quantizable_flax.nn.softmax_config import SoftmaxConfig
 from quantizable_flax.onnx.gate import GATE, gate
 from quantizable_flax.onnx.graph import Graph
@@ -28,13 +30,16 @@ class Around:
       bias: added to the scores, 0 or the lowest float: broadcasts to [B, H, T, S]; None for none.
       factor: on the probabilities, of each query: 0 where it sees no key, else the stretch;
         broadcasts to [B, 1, T, 1]. None where it is 1.
-      visible_Bx1xS: the padding of BERT as floats, for gates that average over it.
+      visible_BxSx1: the padding of BERT as floats, for gates that average over it.
+      gamma: the lower stretch of each query where those differ, broadcasts to [B, 1, T, 1]; None
+        where it is the softmax's.
     """
 
     heads_shape: str
     bias: str | None = None
     factor: str | None = None
     visible_BxSx1: str | None = None
+    gamma: str | None = None
 
 
 class Past(NamedTuple):
@@ -74,7 +79,7 @@ def attention(
         q = _heads(build, x, "query", around, spec, divisor=root)
         keys = KEYS if past is None else QUERIES
         k, v = _heads(build, x, "key", around, spec, keys), _heads(build, x, "value", around, spec)
-        present = None
+        present, own = None, v
         if past is not None:
             k, v = _extended(build, k, past.key, "key"), _extended(build, v, past.value, "value")
             present = Past(k.name, v.name)
@@ -82,7 +87,7 @@ def attention(
         scores = sites.activation(_product(build, q, k, "scores", spec), "scores", spec)
         probs = sites.activation(_probs(build, scores, around), "probs", spec)
         context = _product(build, probs, v, "context", spec)
-        merged = _gated(build, context, x, around, spec, context_before_gate)
+        merged = _gated(build, context, x, own, around, spec, context_before_gate)
         return dense(build, merged, "output", spec), present
 
 
@@ -96,10 +101,27 @@ def _heads(
     divisor: float = 1.0,
 ) -> Value:
     """A projection as [B, H, T, K] or in the order of keys, divided by a number."""
-    y = dense(build, x, name, spec)
+    normed = build.config.qk_norm and name != "value"
+    norm = functools.partial(_head_norm, build, f"{name}_norm", spec) if normed else None
+    y = dense(build, x, name, spec, norm)
     with build.graph.scope(name):
         split = Value(build.graph.node("Reshape", y.name, around.heads_shape), y.codes)
     return _moved(build, split, name, order, divisor)
+
+
+def _head_norm(build: Build, name: str, spec: QuantSpec | None, graph: Graph, x: str) -> str:
+    """`nn.head_norm.HeadNorm` of rows [N, D], with the scale on its grid but in floating point."""
+    config, sites = build.config, build.sites
+    path = f"{graph.path.rpartition('/')[0]}/{name}"  # beside the projection
+    with graph.at(path):
+        scale = sites.rounded(f"{path}/weight", "scale", spec and spec.for_layer_norm())
+        heads, size = config.num_heads, config.hidden_size // config.num_heads
+        split = graph.node("Reshape", x, graph.constant([-1, heads, size], np.int64))
+        squares, last = graph.node("Mul", split, split), graph.constant([-1], np.int64)
+        mean = graph.node("ReduceMean", squares, last, keepdims=1)
+        root = graph.node("Sqrt", graph.node("Add", mean, graph.constant(EPSILON)))
+        normed = graph.node("Mul", graph.node("Div", split, root), graph.array("scale", scale))
+        return graph.node("Reshape", normed, graph.constant([-1, config.hidden_size], np.int64))
 
 
 def _moved(build: Build, x: Value, name: str, order: list[int], divisor: float = 1.0) -> Value:
@@ -138,9 +160,9 @@ def _probs(build: Build, on_grid: Value, around: Around) -> str:
             probs = graph.node("Softmax", scores, axis=-1)
         if around.factor is not None:
             probs = graph.node("Mul", probs, around.factor)
-        if softmax.gamma:
-            probs = graph.node("Add", probs, graph.constant(softmax.gamma))
-        if (softmax.gamma, softmax.zeta) != (0.0, 1.0):
+        if softmax.gamma or around.gamma is not None:
+            probs = graph.node("Add", probs, around.gamma or graph.constant(softmax.gamma))
+        if (softmax.gamma, softmax.zeta, softmax.alpha) != (0.0, 1.0, 0.0):
             probs = graph.node("Clip", probs, graph.constant(0.0), graph.constant(1.0))
         return probs
 
@@ -171,7 +193,13 @@ def _with_sink(build: Build, scores: str, softmax: SoftmaxConfig) -> str:
 
 
 def _gated(
-    build: Build, context: str, x: Value, around: Around, spec: QuantSpec | None, before: bool
+    build: Build,
+    context: str,
+    x: Value,
+    v: Value,
+    around: Around,
+    spec: QuantSpec | None,
+    before: bool,
 ) -> Value:
     """The context times the gate, heads merged, on the grids of the scheme: [N, D]."""
     graph, sites, config = build.graph, build.sites, build.config
@@ -181,7 +209,7 @@ def _gated(
     with graph.scope("context"):
         merged = graph.node("Transpose", on_grid.name, perm=[0, 2, 1, 3])
         if config.gate is not None:
-            factor = gate(build, x, around)
+            factor = gate(build, x, v, around)
             with graph.because(GATE):
                 merged = graph.node("Mul", merged, factor)
         shape = graph.constant([-1, config.hidden_size], np.int64)

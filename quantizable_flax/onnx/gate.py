@@ -10,8 +10,15 @@ from quantizable_flax.onnx.layers import Build
 GATE = "gates stay in floating point, as published"
 
 
-def gate(build: Build, x: Value, around: Any) -> str:
-    """`nn.gate.Gate` of rows [N, D]: the factor on the context, broadcasts to [B, T, H, 1]."""
+def gate(build: Build, x: Value, v: Value, around: Any) -> str:
+    """`nn.gate.Gate`: the factor on the context, broadcasts to [B, T, H, K].
+
+    Args:
+      build: as everywhere.
+      x: rows [N, D], the input of attention.
+      v: [B, H, T, K], the values of the same tokens.
+      around: what all layers read.
+    """
     graph, config = build.graph, build.config.gate
     heads = build.config.num_heads
     path = graph.path.rpartition("/")[0]  # beside `context`
@@ -20,21 +27,32 @@ def gate(build: Build, x: Value, around: Any) -> str:
         if config.kind == "unconditional":
             logits = graph.array("logit", params["logit"][:, None])  # [H, 1]
             return _factor(build, logits)
-        logits = _logits(build, x, params, heads)
-        if config.pooled:
-            logits = _pooled(build, logits, around)
+        if config.kind == "value":
+            logits = _of_values(build, v, params)
         else:
-            shape = _with_last(build, around.heads_shape, 1)
+            logits, shape = _logits(build, x, params, heads), around.heads_shape
+            if config.kind != "elementwise":
+                shape = _with_last(build, shape, 1)
             logits = graph.node("Reshape", logits, shape)
-        return _factor(build, logits)
+        return _factor(build, _pooled(build, logits, around) if config.pooled else logits)
+
+
+def _of_values(build: Build, v: Value, params: dict[str, np.ndarray]) -> str:
+    """[B, H, T, K] -> [B, T, H, 1]."""
+    graph = build.graph
+    kernel = graph.array("kernel", params["kernel"][:, :, None])
+    logits = graph.node("MatMul", v.name, kernel)  # [B, H, T, 1]
+    logits = graph.node("Add", logits, graph.array("bias", params["bias"][:, None, None]))
+    return graph.node("Transpose", logits, perm=[0, 2, 1, 3])
 
 
 def _logits(build: Build, x: Value, params: dict[str, np.ndarray], heads: int) -> str:
-    """[N, D] -> [N, H]."""
+    """[N, D] -> [N, H], elementwise [N, D]."""
     graph, kind = build.graph, build.config.gate.kind
-    bias = graph.array("bias", params["bias"])
-    if kind == "all_heads_linear":
-        return graph.node("Gemm", x.name, graph.array("kernel", params["kernel"]), bias)
+    bias = graph.array("bias", params["bias"].reshape(-1))
+    if kind in ("all_heads_linear", "elementwise"):
+        kernel = params["kernel"].reshape(len(params["kernel"]), -1)
+        return graph.node("Gemm", x.name, graph.array("kernel", kernel), bias)
     if kind == "linear":
         # One product with each head's kernel in the rows of its slice and zeros elsewhere.
         spread = np.zeros((heads, params["kernel"].shape[1], heads), np.float32)
@@ -54,11 +72,9 @@ def _logits(build: Build, x: Value, params: dict[str, np.ndarray], heads: int) -
 
 
 def _pooled(build: Build, logits: str, around: Any) -> str:
-    """The mean over the tokens that the gate is to see: [B, 1, H, 1]."""
+    """The mean of [B, T, H, N] over the tokens that the gate is to see: [B, 1, H, N]."""
     graph = build.graph
     axis = graph.constant([1], np.int64)
-    shape = _with_last(build, around.heads_shape, 1)
-    logits = graph.node("Reshape", logits, shape)  # [B, T, H, 1]
     if around.visible_BxSx1 is None or not build.config.gate.masked:
         return graph.node("ReduceMean", logits, axis, keepdims=1)
     visible = graph.node("Unsqueeze", around.visible_BxSx1, graph.constant([3], np.int64))

@@ -22,7 +22,19 @@ def padding(graph: Graph, mask_BxS: str, shape: str, softmax: SoftmaxConfig) -> 
         seen = graph.node("Unsqueeze", visible, graph.constant([1, 2], np.int64))
         floats = graph.node("Cast", visible, to=FLOAT)
         column = graph.node("Unsqueeze", floats, graph.constant([2], np.int64), name="column")
-        return Around(shape, _bias(graph, seen), _factor(graph, seen, softmax), column)
+        gamma = _gamma(graph, seen, softmax)
+        factor = _factor(graph, seen, softmax, gamma)
+        return Around(shape, _bias(graph, seen), factor, column, gamma)
+
+
+def shown(graph: Graph, mask_BxT: str, batch: str, registers: int) -> str:
+    """The mask with registers, which all see, before the tokens: [B, registers + T]."""
+    if not registers:
+        return mask_BxT
+    with graph.scope("mask"):
+        shape = graph.node("Concat", batch, graph.constant([registers], np.int64), axis=0)
+        ones = graph.node("Expand", graph.constant([1], np.int64), shape)
+        return graph.node("Concat", ones, mask_BxT, axis=1)
 
 
 def causal(
@@ -38,12 +50,16 @@ def causal(
         visible = graph.node("Cast", mask_BxS, to=BOOL, name="visible")
         visible = graph.node("Unsqueeze", visible, graph.constant([1, 2], np.int64))
         seen = graph.node("And", visible, earlier)
-        return Around(shape, _bias(graph, seen), _factor(graph, seen, softmax))
+        gamma = _gamma(graph, seen, softmax)
+        return Around(shape, _bias(graph, seen), _factor(graph, seen, softmax, gamma), gamma=gamma)
 
 
-def unmasked(graph: Graph, shape: str, softmax: SoftmaxConfig) -> Around:
-    """Every query sees every key."""
-    return Around(shape, None, _stretch(graph, softmax))
+def unmasked(graph: Graph, shape: str, softmax: SoftmaxConfig, tokens: int) -> Around:
+    """Every query sees every key, of which there are so many."""
+    if not softmax.alpha:
+        return Around(shape, None, _stretch(graph, softmax))
+    gamma = -softmax.alpha / tokens
+    return Around(shape, None, graph.constant(softmax.zeta - gamma), gamma=graph.constant(gamma))
 
 
 def positions(graph: Graph, mask_BxS: str) -> str:
@@ -58,16 +74,32 @@ def _bias(graph: Graph, seen: str) -> str:
     return graph.node("Where", seen, graph.constant(0.0), graph.constant(LOWEST), name="bias")
 
 
-def _factor(graph: Graph, seen: str, softmax: SoftmaxConfig) -> str | None:
-    """The stretch, and 0 for queries that see no key: their softmax is uniform else."""
+def _gamma(graph: Graph, seen: str, softmax: SoftmaxConfig) -> str | None:
+    """`nn.softmax.row_gammas`, None where all rows have the same."""
+    if not softmax.alpha:
+        return None
+    last = graph.constant([-1], np.int64)
+    count = graph.node("ReduceSum", graph.node("Cast", seen, to=FLOAT), last, keepdims=1)
+    of_blind = graph.constant(1.0)
     if softmax.blind_queries == "uniform":
-        return _stretch(graph, softmax)
+        keys = graph.node("Shape", seen, start=-1)
+        of_blind = graph.node("Cast", keys, to=FLOAT)
+    sees = graph.node("Greater", count, graph.constant(0.0))
+    count = graph.node("Where", sees, count, of_blind)
+    return graph.node("Div", graph.constant(-softmax.alpha), count, name="gamma")
+
+
+def _factor(graph: Graph, seen: str, softmax: SoftmaxConfig, gamma: str | None) -> str | None:
+    """The stretch, and 0 for queries that see no key: their softmax is uniform else."""
+    stretch = _stretch(graph, softmax)
+    if gamma is not None:
+        stretch = graph.node("Sub", graph.constant(softmax.zeta), gamma)
+    if softmax.blind_queries == "uniform":
+        return stretch
     floats = graph.node("Cast", seen, to=FLOAT)
     last = graph.constant([-1], np.int64)
     any_key = graph.node("ReduceMax", floats, last, keepdims=1, name="factor")
-    if softmax.zeta - softmax.gamma == 1.0:
-        return any_key
-    return graph.node("Mul", any_key, graph.constant(softmax.zeta - softmax.gamma))
+    return any_key if stretch is None else graph.node("Mul", any_key, stretch)
 
 
 def _stretch(graph: Graph, softmax: SoftmaxConfig) -> str | None:

@@ -23,7 +23,8 @@ def write_vit(build: Build) -> None:
     shape = ("batch", c.channels, c.image_size, c.image_size)
     images = graph.input("pixel_values", "float32", shape)
     batch = graph.node("Shape", images, start=0, end=1, name="batch")
-    around = masks.unmasked(graph, masks.heads_shape(graph, batch, c), check_softmax(c.softmax))
+    shape_of_heads = masks.heads_shape(graph, batch, c)
+    around = masks.unmasked(graph, shape_of_heads, check_softmax(c.softmax), c.num_tokens)
     x = _embeddings(build, images, batch)
     for i in range(c.num_layers):
         with graph.scope(f"layer_{i}"):

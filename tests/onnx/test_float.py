@@ -7,16 +7,21 @@ from tests.onnx.case import float_batch, make_case, shorter, worst
 from tests.ptq.int8_case import batch_of
 
 CLIPPED = {"softmax": "clipped", "gamma": -0.05, "zeta": 1.02}
+NCS = {"softmax": "clipped", "alpha": 0.4, "length_normalised": True}
 ATTENTION = [
     {},
     {**CLIPPED, "gate": "linear"},
     {"sink": "learned", "gate": "mlp", "gate_finetune": True, "gate_pi_init": 0.4},
     {**CLIPPED, "sink": "zero", "gate": "all_heads_linear"},
     {"gate": "unconditional", "blind_queries": "uniform"},
+    {**NCS, "gate": "value", "qk_norm": True},
+    {**NCS, "zeta": 1.02, "sink": "learned", "gate": "elementwise", "blind_queries": "uniform"},
 ]
 OTHERS = [
     ("bert", {"gate": "linear", "gate_pooling": "visible"}, {"head": "none"}),
     ("bert", {"gate": "mlp", "gate_pooling": "all"}, {"head": "classifier", "num_classes": 3}),
+    ("bert", {"gate": "value", "gate_pooling": "visible"}, {}),
+    ("bert", {"gate": "elementwise", "gate_pooling": "visible"}, {"head": "none"}),
     ("roberta", {}, {"pad_token_id": 1}),
     ("distilbert", {}, {"head": "classifier", "pad_token_id": 0}),
     ("opt", {"sink": "zero"}, {"embed_size": 16}),
