@@ -18,6 +18,7 @@ from quantizable_flax.models.losses import (
 )
 from quantizable_flax.models.metric import FIDELITY, PERPLEXITY, TOP1, Metric
 from quantizable_flax.models.mlm_head import MlmHead
+from quantizable_flax.models.registers import Registers, behind, shown
 from quantizable_flax.models.transformer import (
     check_positions,
     gelu,
@@ -44,6 +45,8 @@ class BertEmbeddings(nn.Module):
             self.token_type = c.embed(c.type_vocab_size, (None, "embed"))
             self.word_type_sum = Site(c.quant)
         self.position = c.embed(c.max_position_embeddings + c.position_offset, (None, "embed"))
+        if c.num_registers:
+            self.registers = Registers(c)
         self.position_sum = Site(c.quant)
         self.layer_norm = c.layer_norm()
         self.dropout = Dropout(c.hidden_dropout)
@@ -56,7 +59,7 @@ class BertEmbeddings(nn.Module):
         *,
         train: bool,
     ) -> Tensor:
-        """Returns [B, T, D]."""
+        """Returns [B, R + T, D]."""
         check_positions(input_ids_BxT.shape[1], self.config.max_position_embeddings)
         x: Tensor = self.word(input_ids_BxT)
         if self.config.type_vocab_size:
@@ -65,7 +68,8 @@ class BertEmbeddings(nn.Module):
                 types = token_type_ids_BxT
             x = self.word_type_sum(values(x) + beside(self.token_type(types), x))
         position = self.position(self._rows(input_ids_BxT.shape[1], attention_mask_BxT))
-        x = self.position_sum(values(x) + beside(position, x))
+        x = values(x) + beside(position, x)
+        x = self.position_sum(self.registers(x) if self.config.num_registers else x)
         return self.dropout(self.layer_norm(x), deterministic=not train)
 
     def _rows(self, length: int, attention_mask_BxT: jax.Array | None) -> jax.Array | slice:
@@ -141,8 +145,10 @@ class Bert(nn.Module):
         train: bool,
     ) -> Tensor:
         x = self.embeddings(input_ids_BxT, attention_mask_BxT, token_type_ids_BxT, train=train)
-        mask = None if attention_mask_BxT is None else Mask(attention_mask_BxT)
-        return run_layers(self.config, self.layers, x, mask, train=train)
+        visible_BxS = shown(attention_mask_BxT, self.config.num_registers)
+        mask = None if visible_BxS is None else Mask(visible_BxS)
+        x = run_layers(self.config, self.layers, x, mask, train=train)
+        return behind(x, self.config.num_registers)
 
     def _encode_batch(self, batch: dict[str, jax.Array], train: bool) -> Tensor:
         mask, types = batch.get("attention_mask"), batch.get("token_type_ids")

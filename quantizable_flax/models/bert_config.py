@@ -1,6 +1,7 @@
 """Configurations of BERT (arXiv 1810.04805), RoBERTa (1907.11692) and DistilBERT (1910.01108)."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.models.bert_names import bert_names, distilbert_names, roberta_names
 from quantizable_flax.models.features import POOLINGS
+from quantizable_flax.models.registers import check_registers
 from quantizable_flax.models.structure import POST_LN, OutlierSites, attention_fold
 from quantizable_flax.models.transformer import TransformerConfig
 from quantizable_flax.models.weights import WeightNames
@@ -31,6 +33,8 @@ class BertConfig(TransformerConfig):
       max_predictions: 0 computes the loss over all positions; n > 0 gathers the first n labelled
         positions of each sequence before the decoder, so no sequence may have more than n labels.
       pad_token_id: its embedding row gets no gradient from the lookup, None for no such row.
+      num_registers: learned tokens before the text, without position and label, which all tokens
+        see (arXiv 2309.16588).
     """
 
     data: ClassVar[str] = "masked text"
@@ -45,6 +49,7 @@ class BertConfig(TransformerConfig):
     head: str = "masked_lm"
     num_classes: int = 2
     pooling: str = "mean"
+    num_registers: int = 0
 
     # Feed-forward output, the LayerNorm after it, and (infinity norm only) that LayerNorm's input.
     outlier_sites = OutlierSites(
@@ -65,14 +70,20 @@ class BertConfig(TransformerConfig):
         check_choice("model.pooling", self.pooling, POOLINGS)
         if self.num_classes < 1:
             raise UserError(f"model.num_classes must be at least 1, found {self.num_classes}.")
+        check_registers(self.num_registers)
 
     @property
     def weight_names(self) -> tuple[WeightNames, ...]:  # type: ignore[override]
         """The names of transformers, which depend on the head."""
         return (bert_names(self.head),)
 
+    def length(self, data: Mapping[str, Any]) -> int:
+        """The tokens of an example, and the registers."""
+        return super().length(data) + self.num_registers
+
     def head_products(self, tokens: int) -> int:
         """Transform and word table, at each position that is predicted; or of the first token."""
+        tokens -= self.num_registers
         if self.head == "none":
             return 0
         if self.head != "masked_lm":

@@ -116,13 +116,14 @@ def _generate(model, variables, ids_BxT, mask_BxT, key, *, new: int, sampling: S
     visible_BxS = jnp.pad(mask_BxT.astype(bool), ((0, 0), (0, new)))
     lengths_B = jnp.sum(mask_BxT, axis=1, dtype=jnp.int32)
 
-    def extend(cache, ids, places, visible, start):
+    def extend(cache, ids, places, visible, start, *, first=False):
         logits_BxV, updated = model.apply(
             {**variables, "cache": cache},
             ids,
             places,
             visible,
             start,
+            first=first,
             method="extend",
             mutable=["cache"],
         )
@@ -138,7 +139,8 @@ def _generate(model, variables, ids_BxT, mask_BxT, key, *, new: int, sampling: S
         return (logits_BxV, cache, visible_BxS), token_B
 
     cache = model.empty_cache(batch, length + new)
-    logits_BxV, cache = extend(cache, ids_BxT, positions(mask_BxT), visible_BxS, jnp.int32(0))
+    start, places_BxT = jnp.int32(0), positions(mask_BxT)
+    logits_BxV, cache = extend(cache, ids_BxT, places_BxT, visible_BxS, start, first=True)
     carry = (logits_BxV, cache, visible_BxS)
     (logits_BxV, _, _), tokens_NxB = jax.lax.scan(one, carry, jnp.arange(new - 1, dtype=jnp.int32))
     last_B = sampling.draw(logits_BxV, jax.random.fold_in(key, new - 1))

@@ -8,6 +8,7 @@ from quantizable_flax.models.features import Features, pooled
 from quantizable_flax.models.losses import IGNORED, Scores, chunked_scores, token_scores
 from quantizable_flax.models.metric import PERPLEXITY
 from quantizable_flax.models.opt_config import OptConfig
+from quantizable_flax.models.registers import Registers, behind, shown
 from quantizable_flax.models.transformer import (
     check_positions,
     positions,
@@ -40,10 +41,21 @@ class OptEmbeddings(nn.Module):
         self.position = c.embed(c.max_position_embeddings + POSITION_OFFSET, (None, "embed"))
         if c.projects:
             self.project_in = c.dense(c.hidden_size, (None, "embed"), use_bias=False)
+        if c.num_registers:
+            self.registers = Registers(c)
         self.sum = Site(c.quant)
 
-    def __call__(self, input_ids_BxT: jax.Array, positions_BxT: jax.Array | None) -> Tensor:
-        """Returns [B, T, D]; positions count from 0, -1 is padding, None is 0, 1, ... in order."""
+    def __call__(
+        self,
+        input_ids_BxT: jax.Array,
+        positions_BxT: jax.Array | None,
+        *,
+        registers: bool = False,
+    ) -> Tensor:
+        """Returns [B, T, D], or [B, R + T, D] with registers before the tokens.
+
+        Positions count from 0, -1 is padding, None is 0, 1, ... in order.
+        """
         word, projects = self.word, self.config.projects
         x = values(self.project_in(word.rows(input_ids_BxT))) if projects else word(input_ids_BxT)
         if positions_BxT is None:
@@ -52,7 +64,8 @@ class OptEmbeddings(nn.Module):
             )
         else:
             rows = positions_BxT + POSITION_OFFSET
-        return self.sum(x + beside(self.position(rows), x))
+        x = x + beside(self.position(rows), x)
+        return self.sum(self.registers(x) if registers and self.config.num_registers else x)
 
 
 class OptLayer(nn.Module):
@@ -111,10 +124,10 @@ class OptForCausalLM(nn.Module):
     def embed(
         self, input_ids_BxT: jax.Array, attention_mask_BxT: jax.Array | None = None
     ) -> Tensor:
-        """Returns the embeddings [B, T, D]; positions count the tokens that the mask shows."""
+        """Returns the embeddings [B, R + T, D]; positions count the tokens that the mask shows."""
         check_positions(input_ids_BxT.shape[1], self.config.max_position_embeddings)
         known = None if attention_mask_BxT is None else positions(attention_mask_BxT)
-        return self.embeddings(input_ids_BxT, known)
+        return self.embeddings(input_ids_BxT, known, registers=True)
 
     def encode(
         self,
@@ -129,9 +142,10 @@ class OptForCausalLM(nn.Module):
     def _encode(
         self, input_ids_BxT: jax.Array, attention_mask_BxT: jax.Array | None, train: bool
     ) -> Tensor:
-        mask = Mask(attention_mask_BxT, causal=True)
+        mask = Mask(shown(attention_mask_BxT, self.config.num_registers), causal=True)
         x = self.embed(input_ids_BxT, attention_mask_BxT)
-        return self._finish(run_layers(self.config, self.layers, x, mask, train=train))
+        x = run_layers(self.config, self.layers, x, mask, train=train)
+        return self._finish(behind(x, self.config.num_registers))
 
     def __call__(
         self,
@@ -192,29 +206,37 @@ class OptForCausalLM(nn.Module):
         positions_BxT: jax.Array,
         visible_BxS: jax.Array,
         start: jax.Array,
+        *,
+        first: bool = False,
     ) -> jax.Array:
         """Runs T further tokens at places start.. of the cache; logits of the last, [B, V].
+
+        Registers have places of their own before all tokens', which the first call fills.
 
         Args:
           input_ids_BxT: the tokens; the collection `cache` is from `empty_cache` and mutable.
           positions_BxT: their positions from 0, -1 for padding.
           visible_BxS: True for places of the cache that hold a token once these are written.
           start: int32 scalar.
+          first: whether these are the first tokens, at start 0.
         """
+        registers = self.config.num_registers
+        x = self.embeddings(input_ids_BxT, positions_BxT, registers=first)
+        at = start if first else start + registers
+        visible_BxS = jnp.pad(visible_BxS, ((0, 0), (registers, 0)), constant_values=1)
         keys_S = jnp.arange(visible_BxS.shape[1], dtype=jnp.int32)
-        places_T = start + jnp.arange(input_ids_BxT.shape[1], dtype=jnp.int32)
+        places_T = at + jnp.arange(x.shape[1], dtype=jnp.int32)
         mask_TxS = keys_S[None, :] <= places_T[:, None]
         mask = mask_TxS[None, None] & visible_BxS.astype(bool)[:, None, None, :]
-        x = self.embeddings(input_ids_BxT, positions_BxT)
         for layer in self.layers:
-            x = layer(x, mask, train=False, cache_at=start)
+            x = layer(x, mask, train=False, cache_at=at)
         return self.head(self._finish(x[:, -1:]))[:, 0]
 
     def empty_cache(self, batch_size: int, length: int) -> dict:
         """The collection `cache` for `extend`: zeros for `length` tokens of each sequence."""
         c = self.config
         check_positions(length, c.max_position_embeddings)
-        shape = (batch_size, length, c.num_heads, c.hidden_size // c.num_heads)
+        shape = (batch_size, c.num_registers + length, c.num_heads, c.hidden_size // c.num_heads)
         return {
             f"layer_{i}": {
                 "attention": {

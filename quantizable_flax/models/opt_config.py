@@ -1,9 +1,11 @@
 """Configuration of OPT (arXiv 2205.01068)."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from quantizable_flax.models.opt_names import NAMES
+from quantizable_flax.models.registers import check_registers
 from quantizable_flax.models.structure import POST_LN, PRE_LN, Fold, OutlierSites
 from quantizable_flax.models.transformer import TransformerConfig
 
@@ -24,6 +26,8 @@ class OptConfig(TransformerConfig):
         each residual sum, as the original OPT-350m does.
       embed_size: width of the word table, None where it is `hidden_size`.
       pad_token_id: its embedding row gets no gradient from the lookup, None for no such row.
+      num_registers: learned tokens before the text, without position and label, which all tokens
+        see (arXiv 2309.16588).
     """
 
     data: ClassVar[str] = "causal text"
@@ -38,6 +42,12 @@ class OptConfig(TransformerConfig):
     pre_layer_norm: bool = True
     embed_size: int | None = None
     pad_token_id: int | None = None
+    num_registers: int = 0
+
+    def __post_init__(self):
+        """Raises UserError for a negative number of registers."""
+        super().__post_init__()
+        check_registers(self.num_registers)
 
     @property
     def word_size(self) -> int:
@@ -74,11 +84,17 @@ class OptConfig(TransformerConfig):
             return POST_LN
         return (*PRE_LN, Fold("final_layer_norm", ("project_out",))) if self.projects else PRE_LN
 
+    def length(self, data: Mapping[str, Any]) -> int:
+        """The tokens of an example, and the registers."""
+        return super().length(data) + self.num_registers
+
     def embedding_products(self, tokens: int) -> int:
         """The projection of the words."""
+        tokens -= self.num_registers
         return tokens * self.word_size * self.hidden_size if self.projects else 0
 
     def head_products(self, tokens: int) -> int:
         """The projection back, and the word table."""
+        tokens -= self.num_registers
         projection = self.hidden_size * self.word_size if self.projects else 0
         return tokens * (projection + self.word_size * self.vocab_size)

@@ -9,12 +9,12 @@ from quantizable_flax.models.features import Features, pooled
 from quantizable_flax.models.losses import Scores, class_scores, no_scores, smooth_targets
 from quantizable_flax.models.metric import FIDELITY, TOP1, Metric
 from quantizable_flax.models.mixing import mix
+from quantizable_flax.models.registers import learned_table, learned_tokens
 from quantizable_flax.models.transformer import gelu, residual, run_layers
 from quantizable_flax.models.vit_config import VitConfig
-from quantizable_flax.nn.layers import Dropout, is_training, quantized_param
+from quantizable_flax.nn.layers import Dropout, is_training
 from quantizable_flax.quantization.sites import Site
 from quantizable_flax.quantization.tensor import Tensor, beside, values
-from quantizable_flax.quantization.weight_site import WeightSite
 
 
 class VitEmbeddings(nn.Module):
@@ -35,28 +35,17 @@ class VitEmbeddings(nn.Module):
         if c.patch_layer_norm:
             x = c.layer_norm(name="patch_layer_norm")(x)
         x = values(x)
-        first = [self._tokens("cls_token", 1, x)]
+        first = [learned_tokens(self, c, "cls_token", 1, len(x))]
         if c.distillation != "none":
-            first.append(self._tokens("distillation_token", 1, x))
+            first.append(learned_tokens(self, c, "distillation_token", 1, len(x)))
         x = jnp.concatenate([*first, x], axis=1)
-        x = x + beside(self._table("position_table", c.num_positions), x)
+        x = x + beside(learned_table(self, c, "position_table", c.num_positions), x)
         if c.num_registers:
             # Behind the class token and without a position, as in DINOv2.
-            registers = self._tokens("register_tokens", c.num_registers, x)
+            registers = learned_tokens(self, c, "register_tokens", c.num_registers, len(x))
             x = jnp.concatenate([x[:, : len(first)], registers, x[:, len(first) :]], axis=1)
         x = Site(c.quant, name="sum")(x)
         return Dropout(c.hidden_dropout, deterministic=not train)(x)
-
-    def _tokens(self, name: str, rows: int, x: jax.Array) -> jax.Array:
-        """Learned tokens for every image of x: [B, rows, D]."""
-        table = self._table(name, rows)
-        return jnp.broadcast_to(table, (x.shape[0], *table.shape))
-
-    def _table(self, name: str, rows: int) -> jax.Array:
-        c = self.config
-        site = WeightSite(c.quant, parameter=name, channel_axis=0, name=f"{name}_weight")
-        table = quantized_param(self, site, c.kernel_init, (rows, c.hidden_size), (None, "embed"))
-        return values(table).astype(c.dtype)
 
 
 class VitLayer(nn.Module):

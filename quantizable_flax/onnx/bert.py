@@ -19,7 +19,7 @@ from quantizable_flax.onnx.layers import (
     spec_of_norm,
     tanh,
 )
-from quantizable_flax.onnx.tables import decoder, lookup, output_shape
+from quantizable_flax.onnx.tables import decoder, learned_tokens, lookup, output_shape
 
 TOKENS = ("batch", "sequence")
 ACTIVATIONS = {jnp.tanh: tanh, nn.relu: relu}  # of the pooler
@@ -33,15 +33,29 @@ def write_bert(build: Build) -> None:
     mask = graph.input("attention_mask", "int64", TOKENS)
     types = graph.input("token_type_ids", "int64", TOKENS) if config.type_vocab_size > 1 else None
     batch = graph.node("Shape", ids, start=0, end=1, name="batch")
-    around = masks.padding(graph, mask, masks.heads_shape(graph, batch, config), softmax)
-    x = _embeddings(build, ids, mask, types)
+    shape_of_heads = masks.heads_shape(graph, batch, config)
+    shown = masks.shown(graph, mask, batch, config.num_registers)
+    around = masks.padding(graph, shown, shape_of_heads, softmax)
+    x = _embeddings(build, ids, mask, types, batch)
     for i in range(config.num_layers):
         with graph.scope(f"layer_{i}"):
             x = _layer(build, x, around)
-    _head(build, x, batch)
+    _head(build, _behind(build, x, batch), batch)
 
 
-def _embeddings(build: Build, ids: str, mask: str, types: str | None) -> Value:
+def _behind(build: Build, x: Value, batch: str) -> Value:
+    """Rows without those of the registers."""
+    graph, c = build.graph, build.config
+    if not c.num_registers:
+        return x
+    with graph.scope("tokens"):
+        hidden = graph.node("Reshape", x.name, output_shape(build, batch, c.hidden_size))
+        ends = (graph.constant([i], np.int64) for i in (c.num_registers, np.iinfo(np.int64).max, 1))
+        tokens = graph.node("Slice", hidden, *ends)
+        return as_rows(build, Value(tokens, x.codes), c.hidden_size)
+
+
+def _embeddings(build: Build, ids: str, mask: str, types: str | None, batch: str) -> Value:
     graph, sites, config = build.graph, build.sites, build.config
     quant = config.quant
     with graph.scope("embeddings"):
@@ -51,7 +65,12 @@ def _embeddings(build: Build, ids: str, mask: str, types: str | None) -> Value:
             x = added(graph, x, lookup(build, types, "token_type", quant))
             x = sites.activation(x, "word_type_sum", quant)
         position = lookup(build, _rows(build, ids, mask), "position", quant)
-        x = sites.activation(added(graph, x, position), "position_sum", quant)
+        total = added(graph, x, position)
+        if config.num_registers:
+            with graph.scope("registers"):
+                registers = learned_tokens(build, "register_tokens", batch)
+            total = graph.node("Concat", registers, total, axis=1)
+        x = sites.activation(total, "position_sum", quant)
         summed = as_rows(build, x, config.hidden_size)
         return layer_norm(build, summed, "layer_norm", spec_of_norm(config))
 

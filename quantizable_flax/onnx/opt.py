@@ -1,10 +1,11 @@
 """OPT as an ONNX graph that takes the keys and values of the past and returns those of now."""
 
+from typing import Any
+
 import numpy as np
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.opt import POSITION_OFFSET
-from quantizable_flax.nn.gate import GateConfig
 from quantizable_flax.onnx import masks
 from quantizable_flax.onnx.attention import Around, Past, attention, check_softmax
 from quantizable_flax.onnx.grids import Value
@@ -24,7 +25,7 @@ from quantizable_flax.onnx.tables import decoder, lookup, output_shape
 def write_opt(build: Build) -> None:
     """Adds the whole model: tokens, a mask of them and of the past, and the past; `logits`."""
     graph = build.graph
-    check_gate(build.config.gate)
+    check_past(build.config)
     ids = graph.input("input_ids", "int64", ("batch", "sequence"))
     mask = graph.input("attention_mask", "int64", ("batch", "past + sequence"))
     past = _inputs(build)
@@ -41,8 +42,19 @@ def write_opt(build: Build) -> None:
         _output(build, i, new)
 
 
-def check_gate(gate: GateConfig | None) -> None:
-    """Raises UserError for gates that average over the sequence, of which the past is a part."""
+def check_past(config: Any) -> None:
+    """Raises UserError for what a graph with keys and values of the past cannot compute.
+
+    Gates that average over the sequence, of which the past is a part, and registers, which a call
+    would have to add to an empty past alone.
+    """
+    if config.num_registers:
+        raise UserError(
+            "an ONNX graph of OPT with past keys and values has no registers, found "
+            f"model.num_registers={config.num_registers}: train without them, or export "
+            "with --to=int8."
+        )
+    gate = config.gate
     if gate is not None and gate.pooled:
         raise UserError(
             "an ONNX graph of OPT with past keys and values needs gates that see no other token, "

@@ -55,6 +55,19 @@ def decoder(
         return product(build, x, kernel, bias, spec, transposed=True)
 
 
+def learned_table(build: Build, name: str) -> np.ndarray:
+    """Learned rows on their grid of 8 bits, in floating point: they are few, and are added."""
+    return build.sites.rounded(f"{build.graph.path}/{name}_weight", name, build.config.quant)
+
+
+def learned_tokens(build: Build, name: str, batch: str) -> str:
+    """[rows, D] for every example: [B, rows, D]."""
+    graph, table = build.graph, learned_table(build, name)
+    sizes = graph.constant(table.shape, np.int64)
+    shape = graph.node("Concat", batch, sizes, axis=0)
+    return graph.node("Expand", graph.array(name, table), shape)
+
+
 def output_shape(build: Build, batch: str, width: Any) -> str:
     """The shape [B, T, width] for rows, from the int64 [1] that holds B."""
     sizes = build.graph.constant([-1, width], np.int64)

@@ -14,7 +14,7 @@ from quantizable_flax.onnx.layers import (
     residual,
     spec_of_norm,
 )
-from quantizable_flax.onnx.tables import output_shape
+from quantizable_flax.onnx.tables import learned_table, learned_tokens, output_shape
 
 
 def write_vit(build: Build) -> None:
@@ -52,9 +52,9 @@ def _embeddings(build: Build, images: str, batch: str) -> Value:
             rows = layer_norm(build, rows, "patch_layer_norm", spec_of_norm(c))
         x = graph.node("Reshape", rows.name, output_shape(build, batch, c.hidden_size))
         names = ["cls_token"] + ["distillation_token"] * (c.distillation != "none")
-        first = [_tokens(build, name, batch) for name in names]
+        first = [learned_tokens(build, name, batch) for name in names]
         x = graph.node("Concat", *first, x, axis=1)
-        positions = graph.array("position_table", _table(build, "position_table"))
+        positions = graph.array("position_table", learned_table(build, "position_table"))
         with graph.because("learned tokens are few: on their grids, but added in float32"):
             x = graph.node("Add", x, positions)
         if c.num_registers:
@@ -62,25 +62,13 @@ def _embeddings(build: Build, images: str, batch: str) -> Value:
         return as_rows(build, build.sites.activation(x, "sum", c.quant), c.hidden_size)
 
 
-def _table(build: Build, name: str) -> np.ndarray:
-    """Learned rows on their grid of 8 bits, in floating point: they are few, and are added."""
-    return build.sites.rounded(f"{build.graph.path}/{name}_weight", name, build.config.quant)
-
-
-def _tokens(build: Build, name: str, batch: str) -> str:
-    """[rows, D] for every image: [B, rows, D]."""
-    graph, table = build.graph, _table(build, name)
-    sizes = graph.constant(table.shape, np.int64)
-    shape = graph.node("Concat", batch, sizes, axis=0)
-    return graph.node("Expand", graph.array(name, table), shape)
-
-
 def _with_registers(build: Build, x: str, place: int, batch: str) -> str:
     graph = build.graph
     ends = [graph.constant([i], np.int64) for i in (0, place, build.config.num_positions, 1)]
     before = graph.node("Slice", x, ends[0], ends[1], ends[3])
     behind = graph.node("Slice", x, ends[1], ends[2], ends[3])
-    return graph.node("Concat", before, _tokens(build, "register_tokens", batch), behind, axis=1)
+    registers = learned_tokens(build, "register_tokens", batch)
+    return graph.node("Concat", before, registers, behind, axis=1)
 
 
 def _layer(build: Build, x: Value, around: Around) -> Value:

@@ -20,7 +20,7 @@ from quantizable_flax.onnx.graph import Graph, write
 from quantizable_flax.onnx.grids import Sites
 from quantizable_flax.onnx.layers import Build
 from quantizable_flax.onnx.opsets import LEAST, WIDE, check_opset
-from quantizable_flax.onnx.opt import check_gate, write_opt
+from quantizable_flax.onnx.opt import check_past, write_opt
 from quantizable_flax.onnx.report import Report, make_report
 from quantizable_flax.onnx.vit import write_vit
 from quantizable_flax.pretrained.new_folder import writing
@@ -93,7 +93,7 @@ def check_model(model: nn.Module) -> None:
         )
     check_softmax(model.config.softmax)
     if type(model) is OptForCausalLM:
-        check_gate(model.config.gate)
+        check_past(model.config)
 
 
 def check_spec(spec: QuantSpec | None, opset: int) -> None:

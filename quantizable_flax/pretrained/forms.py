@@ -102,11 +102,17 @@ BERT_HEADS = (
 )
 _IMAGES = {"hidden_act": "gelu", "qkv_bias": True}
 _PLAIN = {"num_registers": 0, "patch_layer_norm": False}
-_ROBERTA = Form("roberta", "Roberta", ROBERTA, ENCODER, BERT_HEADS, position_offset=2)
+_TEXT = {"num_registers": 0}
+_ROBERTA = Form("roberta", "Roberta", ROBERTA, ENCODER, BERT_HEADS, position_offset=2, needs=_TEXT)
 
 FORMS: dict[str, Form] = {
     "bert": Form(
-        "bert", "Bert", BERT, ENCODER, (*BERT_HEADS, ("ForPreTraining", {"head": "masked_lm"}))
+        "bert",
+        "Bert",
+        BERT,
+        ENCODER,
+        (*BERT_HEADS, ("ForPreTraining", {"head": "masked_lm"})),
+        needs=_TEXT,
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": dataclasses.replace(_ROBERTA, classes="XLMRoberta"),
@@ -116,7 +122,7 @@ FORMS: dict[str, Form] = {
         DISTILBERT,
         {"activation": "gelu", "tie_word_embeddings": True},
         (("ForMaskedLM", {"head": "masked_lm"}), CLASSIFIER, ("Model", {"head": "none"})),
-        needs={"layer_norm_eps": 1e-12, "type_vocab_size": 0},
+        needs={"layer_norm_eps": 1e-12, "type_vocab_size": 0, **_TEXT},
     ),
     "opt": Form(
         "opt",
@@ -130,7 +136,7 @@ FORMS: dict[str, Form] = {
             "tie_word_embeddings": True,
         },
         (("ForCausalLM", {}), ("Model", {})),
-        needs={"layer_norm_eps": 1e-5},
+        needs={"layer_norm_eps": 1e-5, **_TEXT},
     ),
     "vit": Form(
         "vit",

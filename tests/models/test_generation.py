@@ -21,6 +21,14 @@ MODELS: dict[str, tuple[dict, dict]] = {
     "vanilla": ({}, {}),
     "clipped, gate": ({"softmax": "clipped", "gamma": -0.2, "gate": "linear"}, {}),
     "two layers": ({"gate": "mlp"}, {"num_layers": 2}),
+    "methods": (
+        {
+            **{"softmax": "clipped", "alpha": 0.3, "length_normalised": True, "qk_norm": True},
+            **{"gate": "value", "sink": "learned"},
+        },
+        {"num_registers": 3, "num_layers": 2},
+    ),
+    "elementwise": ({"gate": "elementwise"}, {"num_registers": 1}),
     "post-LN": ({"gate": "all_heads_linear"}, {"pre_layer_norm": False, "embed_size": 16}),
 }
 
@@ -61,8 +69,9 @@ def test_greedy_equals_the_uncached_forward_for_ragged_prompts(name):
     assert generate(model, params, PROMPTS, max_new_tokens=NEW) == expected
 
 
-def test_logits_equal_the_uncached_ones():
-    model, params = load("two layers")
+@pytest.mark.parametrize("name", ["two layers", "methods"])
+def test_logits_equal_the_uncached_ones(name):
+    model, params = load(name)
     ids = small_batch("opt")["input_ids"]
     mask = jnp.ones_like(ids).at[1, :3].set(0)
     expected = jax.jit(model.apply)({"params": params}, ids, mask)
@@ -78,6 +87,7 @@ def test_logits_equal_the_uncached_ones():
             chunk(places, slice_size=length),
             shown,
             start,
+            first=length > 1,
             method="extend",
             mutable=["cache"],
         )

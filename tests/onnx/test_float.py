@@ -22,6 +22,8 @@ OTHERS = [
     ("bert", {"gate": "mlp", "gate_pooling": "all"}, {"head": "classifier", "num_classes": 3}),
     ("bert", {"gate": "value", "gate_pooling": "visible"}, {}),
     ("bert", {"gate": "elementwise", "gate_pooling": "visible"}, {"head": "none"}),
+    ("bert", {"gate": "linear", "gate_pooling": "visible"}, {"num_registers": 2}),
+    ("bert", NCS, {"num_registers": 3, "head": "none"}),
     ("roberta", {}, {"pad_token_id": 1}),
     ("distilbert", {}, {"head": "classifier", "pad_token_id": 0}),
     ("opt", {"sink": "zero"}, {"embed_size": 16}),

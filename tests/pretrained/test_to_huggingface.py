@@ -196,6 +196,10 @@ def test_padding_of_roberta_is_that_by_which_transformers_counts_positions(tmp_p
         ("distilbert", {"head": "pooler"}, "no class of model.name=distilbert with model.head=poo"),
         ("opt", {"layer_norm_eps": 1e-6}, "OPT computes with model.layer_norm_eps=1e-05 alone"),
         ("roberta", {"pad_token_id": 0}, "Roberta computes with model.pad_token_id=1 alone"),
+        *(
+            (family, {"num_registers": 2}, r"num_registers=0 alone, found 2:")
+            for family in ("bert", "roberta", "distilbert", "opt")
+        ),
         ("bert", {"type_vocab_size": 0}, "Bert has a table of token types, found .*=0"),
     ],
 )
@@ -205,10 +209,6 @@ def test_what_transformers_lacks_is_refused(family, changes, sentence, tmp_path)
     assert not (tmp_path / "new").exists()
 
 
-def test_another_family_and_another_softmax_are_refused(tmp_path, monkeypatch):
-    model, params = made("bert")
-    other = with_config(model, softmax=lambda scores, mask: scores)
-    with pytest.raises(UserError, match="written with a SoftmaxConfig"):
 @pytest.mark.parametrize(
     ("attention", "sentence"),
     [
@@ -226,6 +226,10 @@ def test_attention_that_no_folder_can_note_is_refused(family, attention, sentenc
     assert not (tmp_path / "new").exists()
 
 
+def test_another_family_and_another_softmax_are_refused(tmp_path, monkeypatch):
+    model, params = made("bert")
+    other = with_config(model, softmax=lambda scores, mask: scores)
+    with pytest.raises(UserError, match="written with a SoftmaxConfig"):
         qf.to_huggingface(other, params, str(tmp_path / "new"))
     # Added alone: a family that is taken out would come back as the last one, for later tests too.
     mine = type("Mine", (type(model.config),), {})

@@ -17,6 +17,11 @@ NEW = 6
     ("attention", "sizes", "spec"),
     [
         ({"softmax": "clipped", "gamma": -0.1, "gate": "linear"}, {}, {}),
+        (
+            {"gate": "value", "qk_norm": True, "softmax": "clipped", "gamma": -0.05},
+            {"num_registers": 2},
+            {},
+        ),
         pytest.param(
             {},
             {"pre_layer_norm": False, "embed_size": 16},

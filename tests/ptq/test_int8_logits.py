@@ -21,6 +21,7 @@ ATTENTION = (
     {"gate": "linear"},
     {"softmax": "clipped", "gamma": -0.1, "gate": "mlp"},
 )
+BY_ROW = {"softmax": "clipped", "alpha": 0.5, "length_normalised": True, "qk_norm": True}
 SIZES = {
     "bert": ({}, {"num_layers": 2}),
     "opt": ({}, {"pre_layer_norm": False, "embed_size": 16}),
@@ -70,6 +71,12 @@ def test_integers_give_the_logits_of_the_simulation(family, examples):
         ("opt", {"head": True}, {"pre_layer_norm": False, "embed_size": 16}),
         ("vit", {"head": True}, {"num_registers": 2, "patch_layer_norm": True}),
         ("opt", {"final_layer_norm_bits": 16, "head": True, "activation_symmetric": True}, {}),
+        ("bert", {"head": True}, {"attention": BY_ROW | {"gate": "value"}, "num_registers": 2}),
+        (
+            "opt",
+            {"layer_norm_bits": 16, "weight_per_channel": True},
+            {"attention": {"gate": "elementwise", "qk_norm": True}, "num_registers": 2},
+        ),
     ],
 )
 def test_integers_of_named_schemes(family, spec, sizes):

@@ -19,6 +19,7 @@ from tests.small import small_batch, small_model
 
 MODELS = {
     "bert": ("bert", {}),
+    "bert with registers": ("bert", {"num_registers": 2}),
     "opt": ("opt", {}),
     "opt projected": ("opt", {"embed_size": 16}),
     "opt post-LN": ("opt", {"pre_layer_norm": False, "embed_size": 16}),
@@ -30,6 +31,9 @@ CASES = [
     *((name, {**CLIPPED, "gate": "linear"}) for name in ("bert", "opt", "opt post-LN", "vit")),
     ("bert", {"gate": "mlp"}),
     ("bert", {"gate": "unconditional"}),
+    ("bert", {"gate": "value", "qk_norm": True}),
+    ("bert", {"gate": "elementwise"}),
+    ("opt", {"gate": "elementwise", "qk_norm": True}),
     ("opt", {"gate": "all_heads_linear"}),
     ("opt post-LN", {"gate": "all_heads_linear"}),
     ("vit", {"gate": "mlp", "gate_pooling": "visible"}),

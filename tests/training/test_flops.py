@@ -55,6 +55,8 @@ def xla_forward(config, *, compiled: bool = True) -> float:
         ("bert", {"max_predictions": 16}),
         ("opt", {}),
         ("opt", {"embed_size": 128}),
+        ("bert", {"num_registers": 4}),
+        ("opt", {"num_registers": 4, "embed_size": 128}),
         ("vit", {}),
         ("vit", {"num_registers": 4}),
     ],
