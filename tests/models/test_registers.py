@@ -10,7 +10,6 @@ import pytest
 from quantizable_flax import UserError, build_model
 from quantizable_flax.interop import to_state_dict
 from quantizable_flax.models.build import with_config
-from quantizable_flax.onnx.write import check_model
 from quantizable_flax.training.optimizer import decay_mask
 from tests.helpers import is_key_bias, pairs
 from tests.ptq.int8_case import batch_of
@@ -77,7 +76,7 @@ def test_registers_are_words_without_a_position(family):
         return weights * hidden[:, COUNT:]
 
     expected = theirs(params)
-    # The same sums, in another order: measured 1e-6 of the largest.
+    # BERT's token type is subtracted from a register and added again: measured 5e-7 of the largest.
     atol = 1e-5 * np.abs(expected).max()
     np.testing.assert_allclose(ours(params), expected, rtol=0, atol=atol)
     grads, others = (
@@ -175,8 +174,6 @@ def test_what_cannot_have_registers_says_so():
         config = small_config(family, num_registers=-1)
         with pytest.raises(UserError, match="num_registers must not be negative, found -1"):
             build_model(config)
-    model, params = small_model("opt", num_registers=COUNT)
-    with pytest.raises(UserError, match=r"past keys and values has no registers.*num_registers=3"):
-        check_model(model)
+    _, params = small_model("opt", num_registers=COUNT)
     with pytest.raises(UserError, match="'embeddings/registers/register_tokens' has no name"):
         to_state_dict(params, small_config("opt", num_registers=COUNT))

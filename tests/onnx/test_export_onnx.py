@@ -140,6 +140,9 @@ def test_what_cannot_be_exact_is_refused():
     pooled, _ = small_model("opt", {"gate": "linear", "gate_pooling": "all"})
     with pytest.raises(UserError, match="found gate_pooling=all: train with gate_pooling=none"):
         check_model(pooled)
+    registers, _ = small_model("opt", num_registers=3)
+    with pytest.raises(UserError, match=r"values has no registers, found model.num_registers=3"):
+        check_model(registers)
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch):

@@ -15,9 +15,19 @@ def as_past(names, present):
     return dict(zip(past, present, strict=True))
 
 
-@pytest.mark.parametrize("spec", [None, QuantSpec()], ids=["float", "w8a8"])
-def test_a_token_at_a_time_is_as_all_at_once(spec):
-    case = make_case("opt", ATTENTION, spec, num_layers=2)
+METHODS = {
+    **{"softmax": "clipped", "alpha": 0.4, "length_normalised": True},
+    **{"gate": "value", "qk_norm": True, "sink": "learned"},
+}
+
+
+@pytest.mark.parametrize(
+    ("attention", "spec"),
+    [(ATTENTION, None), (ATTENTION, QuantSpec()), (METHODS, None)],
+    ids=["float", "w8a8", "methods"],
+)
+def test_a_token_at_a_time_is_as_all_at_once(attention, spec):
+    case = make_case("opt", attention, spec, num_layers=2)
     batch, config, session = float_batch("opt", case.model), case.model.config, case.session()
     ids, mask = (np.asarray(batch[k], np.int64) for k in ("input_ids", "attention_mask"))
     assert not mask[0, 0]  # padding on the left

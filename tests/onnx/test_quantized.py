@@ -39,6 +39,10 @@ SETTINGS = {
     "tensor": QuantSpec(),
     "channel": QuantSpec(weight_per_channel=True, head=True),
 }
+BY_ROW = {
+    **{"softmax": "clipped", "alpha": 0.4, "length_normalised": True},
+    **{"gate": "value", "qk_norm": True},
+}
 ATTENTION = {
     "vanilla": {},
     "clipped": CLIPPED,
@@ -79,6 +83,9 @@ def test_logits_are_those_of_the_simulation(family, attention, setting):
     ("family", "spec", "options"),
     [
         ("bert", QuantSpec(activation_symmetric=True, head=True), {"head": "none"}),
+        ("bert", QuantSpec(head=True), {"attention": BY_ROW, "num_registers": 2}),
+        ("opt", QuantSpec(), {"attention": {"gate": "elementwise", "qk_norm": True}}),
+        ("vit", QuantSpec(), {"attention": BY_ROW}),
         ("bert", QuantSpec(weight_bits=4, activation_bits=6), {}),
         ("bert", QuantSpec(float_sites=".*/(probs|query/output)", head=True), {"head": "pooler"}),
         ("opt", QuantSpec(weight_per_channel=True), {"embed_size": 16}),
@@ -87,7 +94,7 @@ def test_logits_are_those_of_the_simulation(family, attention, setting):
     ],
 )
 def test_so_are_those_of_other_schemes(family, spec, options):
-    check(make_case(family, CLIPPED, spec, **options))
+    check(make_case(family, **{"attention": CLIPPED, "spec": spec, **options}))
 
 
 @pytest.mark.parametrize("family", ["opt", "vit"])

@@ -37,7 +37,10 @@ COLLECTIVE = re.compile(
 
 def mesh_config(tmp_path, family: str, mesh: str | None = None, **changes):
     """A gated model whose heads, vocabulary and tokens every mesh here divides."""
-    changes |= {**NO_DROPOUT, "model__attention__gate": "linear", "model__num_heads": 4}
+    gate = "elementwise" if family == "bert" else "linear"
+    changes |= {**NO_DROPOUT, "model__attention__gate": gate, "model__num_heads": 4}
+    if family == "bert":  # what else has parameters of its own
+        changes |= {"model__attention__qk_norm": True, "model__num_registers": 4}
     if family == "vit":
         changes["model__num_registers"] = 3  # eight tokens
     else:
