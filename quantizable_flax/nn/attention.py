@@ -179,9 +179,9 @@ class MultiHeadAttention(nn.Module):
         if self.context_before_gate:
             context_BxTxD = Site(self.quant, name="context")(context_BxTxHxK.reshape(merged))
             context_BxTxHxK = values(context_BxTxD).reshape(split)
-        v_BxTxHxK = values(v_BxTxHxK) if self.gate.kind == "value" else None
+        read = values(v_BxTxHxK) if self.gate.kind == "value" else None
         gate = Gate(self.gate, self.num_heads, name="gate")
-        gate_BxTxHxN = gate(values(x_BxTxD), mask, v_BxTxHxK)
+        gate_BxTxHxN = gate(values(x_BxTxD), mask, read)
         gated_BxTxHxK = context_BxTxHxK * gate_BxTxHxN.astype(context_BxTxHxK.dtype)
         if not self.context_before_gate:
             return Site(self.quant, name="context")(gated_BxTxHxK.reshape(merged))

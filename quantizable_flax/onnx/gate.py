@@ -51,8 +51,8 @@ def _logits(build: Build, x: Value, params: dict[str, np.ndarray], heads: int) -
     graph, kind = build.graph, build.config.gate.kind
     bias = graph.array("bias", params["bias"].reshape(-1))
     if kind in ("all_heads_linear", "elementwise"):
-        kernel = params["kernel"].reshape(len(params["kernel"]), -1)
-        return graph.node("Gemm", x.name, graph.array("kernel", kernel), bias)
+        matrix = params["kernel"].reshape(len(params["kernel"]), -1)
+        return graph.node("Gemm", x.name, graph.array("kernel", matrix), bias)
     if kind == "linear":
         # One product with each head's kernel in the rows of its slice and zeros elsewhere.
         spread = np.zeros((heads, params["kernel"].shape[1], heads), np.float32)
