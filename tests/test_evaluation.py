@@ -223,7 +223,7 @@ def test_other_sequence_length_keeps_the_trained_gamma(tmp_path):
     run = load_run(str(tmp_path / "run"))
     override_run(run, ["--config.data.seq_len=8"])
     evaluator = evaluator_of(run)
-    assert evaluator._model.config.softmax.gamma == -1.0 / 16
+    assert evaluator.model.config.softmax.gamma == -1.0 / 16
 
 
 def test_model_keys_cannot_be_overridden(trained):

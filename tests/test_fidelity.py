@@ -81,7 +81,7 @@ def test_figures_are_those_of_the_definition(run, evaluator):
     other = jax.tree.map(
         lambda x: x + 0.05 * rng.normal(size=x.shape).astype(np.float32), run.params
     )
-    batches = list(evaluator._batches)
+    batches = list(evaluator.batches)
     step = make_fidelity_step(run.model, run.model)
     found = evaluate_fidelity(step, (other, run.params), batches).fidelity
     hidden, pooled = [[], []], [[], []]

@@ -22,11 +22,13 @@ ORDER = (
     "runtime",
     "checkpoint",
     "evaluation",
+    "report",
     "training",
     "aot",
     "cli",
     "generate",
     "export",
+    "inspect",
 )
 # Each library behind one door.
 DOORS = {
@@ -35,7 +37,7 @@ DOORS = {
     "tokenizers": {"data/text/subword.py"},
     "tensorflow_datasets": {"data/tfds_source.py"},
     "datasets": {"data/hub_library.py"},
-    "matplotlib": {"evaluation/report.py"},
+    "plotly": {"report/plot.py"},
     "orbax": {"checkpoint/store.py"},
     "safetensors": {"pretrained/safetensors_file.py"},
     "huggingface_hub": {"pretrained/hub.py"},

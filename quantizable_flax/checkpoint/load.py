@@ -1,6 +1,5 @@
 """A trained run, or a published model, as a model and its parameters, from the path alone."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -148,25 +147,3 @@ def row_names(runs: Mapping[str, Run]) -> list[str]:
         for path, run in runs.items()
     ]
     return [path if names.count(name) > 1 else name for name, path in zip(names, runs, strict=True)]
-
-
-def validation_history(path: str, metric: str) -> list[tuple[int, float]]:
-    """Returns (step, metric on the validation split) as logged, the last one of each step."""
-    log = store.split_step(store.absolute(path))[0] / "metrics.jsonl"
-    if not log.exists():
-        return []
-    lines = list(filter(None, map(_parsed, log.read_text().splitlines())))
-    values = {
-        line["step"]: float(line[metric])
-        for line in lines
-        if line["group"] == "validation" and metric in line
-    }
-    return sorted(values.items())
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    """A line of JSON, or nothing for one that a killed run left unfinished."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return {}

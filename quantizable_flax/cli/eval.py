@@ -7,20 +7,16 @@ import jax
 from absl import flags
 
 from quantizable_flax.checkpoint.export import check_folder
-from quantizable_flax.checkpoint.load import (
-    Run,
-    load_run,
-    override_run,
-    row_names,
-    validation_history,
-)
+from quantizable_flax.checkpoint.load import Run, load_run, override_run, row_names
+from quantizable_flax.checkpoint.logged import history
 from quantizable_flax.cli import export, program
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluation import tables
-from quantizable_flax.evaluation.report import Subject, report, sensitivity_report
 from quantizable_flax.evaluation.study import make_evaluator, result_row
 from quantizable_flax.ptq.settings import Setting, check_spec, make_spec, parse_setting
 from quantizable_flax.quantization.spec import BACKENDS
+from quantizable_flax.report.report import report, sensitivity_report
+from quantizable_flax.report.subject import Subject, make_subject
 from quantizable_flax.runtime import hosts
 from quantizable_flax.runtime.compilation_cache import use_compilation_cache
 
@@ -65,7 +61,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("export_batch_size", 8, "Batch size of that program.")
     flags.DEFINE_string("json", None, "Also write the rows to this JSON file.")
-    flags.DEFINE_string("report", None, "Also write an HTML report with pictures.")
+    flags.DEFINE_string(
+        "report",
+        None,
+        "Also write an HTML report with pictures of the activations, for which each model is looked "
+        "at for half a minute or so more.",
+    )
     flags.DEFINE_string("markdown", None, "Also write the table to this Markdown file.")
     hosts.define_flags()
 
@@ -107,7 +108,8 @@ def _run(workdirs: list[str], settings: list[Setting], overrides: list[str]) -> 
 
 
 def _evaluate(runs: dict[str, Run], settings: list[Setting]) -> None:
-    subjects, columns = [], [setting.name for setting in settings]
+    rows, columns = [], [setting.name for setting in settings]
+    subjects: list[Subject] = []
     for name, (workdir, run) in zip(row_names(runs), runs.items(), strict=True):
         logger.info("%s: step %d of %s", name, run.info["step"], workdir)
         evaluator = make_evaluator(run)
@@ -120,11 +122,12 @@ def _evaluate(runs: dict[str, Run], settings: list[Setting]) -> None:
             run.info,
             FLAGS.backend,
         )
-        history = validation_history(workdir, evaluator.metric.name)
-        subjects.append(Subject(row, evaluator.fp.sites, history))
+        rows.append(row)
+        if FLAGS.report and hosts.is_first():
+            logged = history(workdir, evaluator.metric.name)
+            subjects.append(make_subject(evaluator, row, settings, logged))
     if not hosts.is_first():
         return
-    rows = [subject.row for subject in subjects]
     with contextlib.ExitStack() as outputs:  # from the last to the first, whichever fails
         outputs.callback(tables.print_table, rows, columns)
         if FLAGS.report:

@@ -51,6 +51,10 @@ class Evaluator:
 
     Attributes:
       config: of the run, with the data to evaluate on.
+      task: its data.
+      model: in floating point, or the INT8 model that a run is.
+      params: its parameters.
+      batches: of the validation split.
       metric: the model's, e.g. perplexity.
     """
 
@@ -67,16 +71,16 @@ class Evaluator:
         """
         config, model = run.config, run.model
         check_length(config)
-        self.config, self._run, self._task = config, run, task
-        self._params = run.params if run.is_int8 else without_grids(run.params)
-        self._model = with_config(model, dtype=jnp.float32)
+        self.config, self.task, self._run = config, task, run
+        self.params = run.params if run.is_int8 else without_grids(run.params)
+        self.model = with_config(model, dtype=jnp.float32)
         if not run.is_int8:
-            self._model = with_quant(self._model, None)
+            self.model = with_quant(self.model, None)
         several = jax.device_count() > 1
         self._mesh = make_mesh(default_config().mesh) if several else None
         self._judge = self._make_judge(model.metric, reference)
         self.metric = self._judge.metric
-        self._batches = eval_batches(
+        self.batches = eval_batches(
             task,
             batch_size=config.eval.batch_size,
             num_batches=config.eval.batches or None,
@@ -84,13 +88,14 @@ class Evaluator:
             share=batch_share(self._mesh) if self._mesh else WHOLE,
         )
         self._eval_steps: dict[nn.Module, Callable] = {}
+        self._ranges: dict[Setting, Any] = {}
 
     @functools.cached_property
     def fp(self) -> Metrics:
         """The metrics of the model as it was trained, with outliers."""
         logger.info("evaluating the model as it is")
-        step = self._judge.step(self._model, outlier_sites(self._model, self.config.eval.outliers))
-        return self._judge(step, self._params, self._batches, {}, label="evaluating")
+        step = self._judge.step(self.model, outlier_sites(self.model, self.config.eval.outliers))
+        return self._judge(step, self.params, self.batches, {}, label="evaluating")
 
     def quantized(self, setting: Setting, seeds: int, backend: str = "simulated") -> list[float]:
         """The metric in one setting, one per calibration seed 0..seeds-1."""
@@ -112,7 +117,7 @@ class Evaluator:
                     counts = count_products(model, params)
                     logger.info("matrix products: %d of integers, %d in floating point", *counts)
             step = self._step(model)
-            found.append(self._judge(step, params, self._batches, ranges, label=setting.name))
+            found.append(self._judge(step, params, self.batches, ranges, label=setting.name))
         return found
 
     def calibrated(self, setting: Setting, seed: int = 0) -> tuple[nn.Module, Any, Any]:
@@ -120,8 +125,8 @@ class Evaluator:
 
         The setting that a run was trained in has its ranges already.
         """
-        spec, params = make_spec(self.config, setting), self._params
-        model = with_quant(self._model, spec)
+        spec, params = make_spec(self.config, setting), self.params
+        model = with_quant(self.model, spec)
         if self._is_trained(setting):
             return model, self._run.params, self._run.ranges or {}
         if setting.smooth is not None:
@@ -129,7 +134,14 @@ class Evaluator:
         batches = self._calibration_batches(seed)
         if not self._needs_data(setting):
             batches = itertools.islice(batches, 1)  # the weights alone have ranges
-        return model, params, calibrate(model, params, batches)
+        ranges = calibrate(model, params, batches)
+        if seed == 0:
+            self._ranges[setting] = ranges
+        return model, params, ranges
+
+    def ranges(self, setting: Setting) -> Any:
+        """The ranges of a setting, of calibration seed 0; those that are known are kept."""
+        return self._ranges[setting] if setting in self._ranges else self.calibrated(setting)[2]
 
     def int8(self, setting: Setting, seed: int = 0) -> tuple[nn.Module, Any]:
         """Returns (model, params) that run on integers, of one calibration seed."""
@@ -139,14 +151,26 @@ class Evaluator:
             logger.info("calibrating %s on %d batches of %d, seed %d", setting.name, *sizes, seed)
         return to_int8(*self.calibrated(setting, seed))
 
-    def sensitivity(self, setting: Setting) -> list[SiteCost]:
-        """What each site of a setting costs when it alone is quantized, dearest first."""
+    def sensitivity(
+        self,
+        setting: Setting,
+        *,
+        batches: Iterable[Batch] | None = None,
+        calibration_batches: int | None = None,
+    ) -> list[SiteCost]:
+        """What each site of a setting costs when it alone is quantized, dearest first.
+
+        Args:
+          setting: which.
+          batches: that it costs something on, by default those of the validation split.
+          calibration_batches: the first so many of them, None for all.
+        """
         spec = make_spec(self.config, setting)
         return sensitivity(
-            with_quant(self._model, spec),
-            self._params,
-            self._calibration_batches(seed=0),
-            self._batches,
+            with_quant(self.model, spec),
+            self.params,
+            itertools.islice(self._calibration_batches(seed=0), calibration_batches),
+            self.batches if batches is None else batches,
             fidelity=self.metric is FIDELITY,
         )
 
@@ -154,7 +178,7 @@ class Evaluator:
         if not by_fidelity(self.config, metric):
             return ByLabels(metric, self.config, self._mesh)
         if reference is None:
-            return ByFidelity(self._model, self._params, self.config, self._mesh)
+            return ByFidelity(self.model, self.params, self.config, self._mesh)
         known = with_quant(with_config(reference.model, dtype=jnp.float32), None)
         return ByFidelity(known, without_grids(reference.params), self.config, self._mesh)
 
@@ -175,11 +199,11 @@ class Evaluator:
         return self._eval_steps[model]
 
     def _calibration_batches(self, seed: int) -> Iterable[Batch]:
-        return calibration_batches(self.config, self._task, seed=seed)
+        return calibration_batches(self.config, self.task, seed=seed)
 
 
-def make_evaluator(run: Run) -> Evaluator:
-    """Returns the evaluator of a run on the data of its configuration.
+def make_evaluator(run: Run, task: Task | None = None) -> Evaluator:
+    """Returns the evaluator of a run on the data of its configuration, or of a task made of them.
 
     Raises:
       UserError: as `Evaluator`, or no model at `eval.reference` that reads what this one reads.
@@ -187,10 +211,10 @@ def make_evaluator(run: Run) -> Evaluator:
     family: Any = run.model
     reference = run.config.eval.reference
     if reference is None or not by_fidelity(run.config, family.metric):
-        return Evaluator(run, make_task(run.config, run.assets))
+        return Evaluator(run, task or make_task(run.config, run.assets))
     known = load_run(reference)
     _check_reads_the_same(run, known, reference)
-    return Evaluator(run, make_task(run.config, run.assets), known)
+    return Evaluator(run, task or make_task(run.config, run.assets), known)
 
 
 def _check_reads_the_same(run: Run, known: Run, reference: str) -> None:

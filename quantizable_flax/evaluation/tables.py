@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.metric import METRICS
@@ -107,6 +108,23 @@ def print_costs(costs: Sequence[SiteCost], unit: str) -> None:
     for cost in costs:
         table.add_row(cost.site, f"{cost.increase:+.6f}")
     _print(table)
+
+
+def print_findings(lines: Sequence[str]) -> None:
+    """Prints sentences; what stands before a colon becomes a column of its own."""
+    table = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for line in lines:
+        key, _, rest = line.partition(": ")
+        table.add_row(*(Text(encodable(cell, sys.stdout)) for cell in (key, rest)))
+    _print(table)
+
+
+def print_text(line: str) -> None:
+    """Prints a line on stdout."""
+    with printing():
+        print(line)
 
 
 def markdown(rows: list[Row], bits: list[str]) -> str:

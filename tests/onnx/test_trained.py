@@ -45,7 +45,7 @@ def test_onnx_runtime_is_the_simulation(evaluator, setting):
     name, evaluator = evaluator
     family = name.split()[0]
     if setting == "none":
-        model, params, ranges = evaluator._model, evaluator._params, {}
+        model, params, ranges = evaluator.model, evaluator.params, {}
     else:
         model, params, ranges = evaluator.calibrated(parse_setting(setting))
     # As in an evaluation the scales are arguments: XLA would multiply by a constant's reciprocal,
@@ -55,7 +55,7 @@ def test_onnx_runtime_is_the_simulation(evaluator, setting):
     found = session(to_onnx(model, params, ranges).model)
     normalise = jax.jit(lambda x: model.apply({}, x, method="normalise"))
     differences, own, sizes, equal, losses = [], [], [], [], []
-    for batch in itertools.islice(evaluator._batches, BATCHES):
+    for batch in itertools.islice(evaluator.batches, BATCHES):
         if family == "vit":  # rounded alike: a pixel lies between two codes
             batch = {**batch, "images": np.asarray(normalise(batch["images"]))}
         elif "attention_mask" not in batch:

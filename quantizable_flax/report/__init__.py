@@ -1,0 +1,1 @@
+"""What the activations of a model look like: collected, drawn and told on one page."""

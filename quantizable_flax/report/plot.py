@@ -1,0 +1,228 @@
+"""The door to plotly: a few kinds of figures, without the colours that the page gives by theme."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+Pairs = Sequence[tuple[Any, float]]
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SCALE = "Cividis"  # made for all kinds of colour vision, and as light or dark on either ground
+
+
+class Axis(NamedTuple):
+    """An axis: its title with the unit, and what stands at it."""
+
+    title: str
+    ticks: Sequence[Any] | None = None  # places
+    texts: Sequence[str] | None = None  # at the places
+    first: float | None = None
+    last: float | None = None
+
+
+def javascript() -> str:
+    """The library that draws, to stand in the page."""
+    return get_plotlyjs()
+
+
+def lines(series: dict[str, Pairs], x: Axis, y: Axis, *, height: int = 260) -> dict[str, Any]:
+    """A line with markers for each name, from 0 on."""
+    figure = go.Figure()
+    for i, (name, pairs) in enumerate(series.items()):
+        figure.add_scatter(
+            x=[pair[0] for pair in pairs],
+            y=[pair[1] for pair in pairs],
+            name=name,
+            mode="lines+markers",
+            marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 7},
+            line={"dash": DASHES[i % len(DASHES)], "width": 2},
+            meta=i,
+        )
+    return _finished(figure, x, y, height, legend=len(series) > 1)
+
+
+def bars(
+    series: dict[str, Sequence[float]],
+    names: Sequence[str],
+    axis: Axis,
+    *,
+    height: int = 260,
+    names_title: str = "",
+    sideways: bool = False,
+    hover: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Bars beside each other for each of the names; `sideways`, from the top down."""
+    figure = go.Figure()
+    places = list(range(len(names)))
+    for i, (name, values) in enumerate(series.items()):
+        across = [float(v) for v in values]
+        figure.add_bar(
+            x=across if sideways else places,
+            y=places if sideways else across,
+            name=name,
+            orientation="h" if sideways else "v",
+            meta=i,
+            hovertext=hover,
+        )
+    other = Axis(names_title, places, names)
+    x, y = (axis, other) if sideways else (other, axis)
+    finished = _finished(figure, x, y, height, legend=len(series) > 1)
+    if sideways:
+        finished["layout"]["yaxis"]["autorange"] = "reversed"
+    return finished
+
+
+def heatmap(
+    z: np.ndarray,
+    x: Axis,
+    y: Axis,
+    *,
+    unit: str,
+    height: int,
+    digits: int = 2,
+    written: bool = False,
+    top: float | None = None,
+) -> dict[str, Any]:
+    """A map of numbers [rows, columns], the first row on top, from 0 to the largest or `top`."""
+    figure = go.Figure()
+    shown = np.round(np.asarray(z, np.float64), 5)
+    figure.add_heatmap(
+        z=shown.tolist(),
+        zmin=0.0,
+        zmax=float(top if top is not None else max(shown.max(), 1e-9)),
+        colorscale=SCALE,
+        colorbar={
+            "title": {"text": unit, "side": "right"},
+            "thickness": 12,
+            "exponentformat": "none",
+        },
+        xgap=1 if max(shown.shape) <= 24 else 0,
+        ygap=1 if max(shown.shape) <= 24 else 0,
+        text=[[f"{v:,.{digits}f}" for v in row] for row in shown] if written else None,
+        texttemplate="%{text}" if written else None,
+        hovertemplate=f"%{{y}} · %{{x}}: %{{z:,.{max(digits, 2)}f}}<extra></extra>",
+    )
+    finished = _finished(figure, x, y, height, legend=False)
+    finished["layout"]["yaxis"]["autorange"] = "reversed"
+    for name in ("xaxis", "yaxis"):
+        finished["layout"][name]["showgrid"] = False
+    return finished
+
+
+def over_picture(
+    pixels_HxWx3: np.ndarray, z_RxC: np.ndarray, *, unit: str, top: float | None = None
+) -> dict[str, Any]:
+    """A map of the patches of a picture, laid over it."""
+    height, width, _ = pixels_HxWx3.shape
+    rows, columns = z_RxC.shape
+    figure = go.Figure()
+    figure.add_image(z=pixels_HxWx3.tolist(), hoverinfo="skip")
+    figure.add_heatmap(
+        z=np.round(z_RxC.astype(np.float64), 5).tolist(),
+        x=[(i + 0.5) * width / columns - 0.5 for i in range(columns)],
+        y=[(i + 0.5) * height / rows - 0.5 for i in range(rows)],
+        zmin=0.0,
+        zmax=float(top if top is not None else max(z_RxC.max(), 1e-9)),
+        colorscale=SCALE,
+        opacity=0.6,
+        colorbar={
+            "title": {"text": unit, "side": "right"},
+            "thickness": 12,
+            "exponentformat": "none",
+        },
+        hovertemplate="%{z:,.3f}<extra></extra>",
+    )
+    finished = _finished(figure, Axis(""), Axis(""), 300, legend=False)
+    for name in ("xaxis", "yaxis"):
+        finished["layout"][name] |= {"visible": False, "constrain": "domain"}
+    finished["layout"]["yaxis"] |= {"autorange": "reversed", "scaleanchor": "x"}
+    return finished
+
+
+def histogram(
+    counts_N: np.ndarray,
+    edges: np.ndarray,
+    x: Axis,
+    y: Axis,
+    *,
+    levels: Sequence[float] = (),
+    band: tuple[float, float] | None = None,
+    band_name: str = "",
+    marks: Sequence[float] = (),
+    height: int = 260,
+) -> dict[str, Any]:
+    """Bars of a histogram; the levels of a grid as lines through them, a band behind them.
+
+    `marks` are single values, shown as strokes on the axis.
+    """
+    figure = go.Figure()
+    centres = (edges[:-1] + edges[1:]) / 2
+    figure.add_bar(
+        x=centres.tolist(),
+        y=counts_N.tolist(),
+        width=float(edges[1] - edges[0]),
+        name="values",
+        meta=0,
+    )
+    top = float(max(counts_N.max(), 1e-9))
+    if len(levels):
+        xs = [v for level in levels for v in (level, level, None)]
+        ys = [v for _ in levels for v in (0.0, 1.06 * top, None)]
+        figure.add_scatter(
+            x=xs,
+            y=ys,
+            mode="lines",
+            line={"width": 1},
+            name="levels of the grid",
+            meta=1,
+            hoverinfo="x",
+        )
+    if len(marks):
+        figure.add_scatter(
+            x=list(marks),
+            y=[0.0] * len(marks),
+            mode="markers",
+            marker={"symbol": "line-ns-open", "size": 14, "line": {"width": 2}},
+            name="outliers",
+            meta=3,
+            hoverinfo="x",
+        )
+    if band is not None:
+        figure.add_vrect(x0=band[0], x1=band[1], line_width=0, fillcolor="#888888", opacity=0.25)
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", name=band_name,
+            marker={"symbol": "square", "size": 12, "color": "rgba(136,136,136,0.5)"},
+        )  # fmt: skip
+    finished = _finished(figure, x, y._replace(last=1.08 * top, first=0.0), height, legend=True)
+    finished["layout"]["bargap"] = 0
+    return finished
+
+
+def _finished(figure: go.Figure, x: Axis, y: Axis, height: int, *, legend: bool) -> dict[str, Any]:
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 56, "r": 12, "t": 30 if legend else 10, "b": 44},
+        showlegend=legend,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        barmode="group",
+        bargap=0.25,
+    )
+    for update, axis in ((figure.update_xaxes, x), (figure.update_yaxes, y)):
+        update(
+            title={"text": axis.title},
+            exponentformat="none",
+            separatethousands=True,
+            automargin=True,
+            zeroline=False,
+            tickvals=None if axis.ticks is None else list(axis.ticks),
+            ticktext=None if axis.texts is None else list(axis.texts),
+        )
+        if axis.last is not None:
+            update(range=[axis.first or 0.0, axis.last])
+        elif axis is y and axis.ticks is None:
+            update(rangemode="tozero")
+    return figure.to_plotly_json()
