@@ -64,8 +64,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "report",
         None,
-        "Also write an HTML report with pictures of the activations, for which each model is looked "
-        "at for half a minute or so more.",
+        "Also write an HTML report with pictures of the activations, for which every model is "
+        "looked at for half a minute or so more.",
     )
     flags.DEFINE_string("markdown", None, "Also write the table to this Markdown file.")
     hosts.define_flags()

@@ -30,7 +30,7 @@ flags.disclaim_key_flags()  # --help shows them as those of the program
 
 # What is looked at where nothing else is asked for, so that a minute is enough.
 SEQ_LEN = 64  # tokens of an example, of a published model
-EVAL_BATCHES = 4  # at most, as are those of calibration
+EVAL_BATCHES = 2  # at most, as are those of calibration
 CALIBRATION_BATCHES = 4
 
 

@@ -152,26 +152,25 @@ class Evaluator:
         return to_int8(*self.calibrated(setting, seed))
 
     def sensitivity(
-        self,
-        setting: Setting,
-        *,
-        batches: Iterable[Batch] | None = None,
-        calibration_batches: int | None = None,
+        self, setting: Setting, *, batches: Iterable[Batch] | None = None
     ) -> list[SiteCost]:
         """What each site of a setting costs when it alone is quantized, dearest first.
 
         Args:
           setting: which.
-          batches: that it costs something on, by default those of the validation split.
-          calibration_batches: the first so many of them, None for all.
+          batches: a few that it costs something on, by the ranges of the setting where these are
+            known; None for the validation split, by those of floating-point activations.
         """
-        spec = make_spec(self.config, setting)
+        ranges = None
+        if batches is not None and not self._is_trained(setting):
+            ranges = self.ranges(setting)
         return sensitivity(
-            with_quant(self.model, spec),
+            with_quant(self.model, make_spec(self.config, setting)),
             self.params,
-            itertools.islice(self._calibration_batches(seed=0), calibration_batches),
+            self._calibration_batches(seed=0),
             self.batches if batches is None else batches,
             fidelity=self.metric is FIDELITY,
+            ranges=ranges,
         )
 
     def _make_judge(self, metric: Metric, reference: Run | None) -> Judge:

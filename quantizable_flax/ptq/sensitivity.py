@@ -44,6 +44,7 @@ def sensitivity(
     batches: Iterable[Batch],
     *,
     fidelity: bool = False,
+    ranges: Any = None,
 ) -> list[SiteCost]:
     """Returns all sites of a model with a quant spec, the dearest first.
 
@@ -57,6 +58,7 @@ def sensitivity(
       calibration: batches of training data.
       batches: what the loss is taken over; gone through once per site.
       fidelity: judge by the embeddings, for models without a head or batches without labels.
+      ranges: of the model, which spare the calibration; None to take them.
 
     Raises:
       UserError: no batch, or a spec that quantizes nothing.
@@ -65,14 +67,17 @@ def sensitivity(
     model = with_quant(model, spec)
     sites = _quantized_sites(model, params)
     nowhere_S = np.zeros(len(sites), bool)
-    ranges = calibrate(model, params, calibration, switches=_switches(sites, nowhere_S))
+    if ranges is None:
+        ranges = calibrate(model, params, calibration, switches=_switches(sites, nowhere_S))
     kept = [{key: jnp.asarray(value) for key, value in batch.items()} for batch in batches]
     step = make_switched_step(model, sites, fidelity=fidelity)
-    exact_N = [step(params, ranges, nowhere_S, batch, None) for batch in kept] if fidelity else []
+    known_N = [step(params, ranges, nowhere_S, batch) for batch in kept] if fidelity else []
 
     def sums(on_S: np.ndarray) -> list[Sums]:
-        known = exact_N or [None] * len(kept)
-        return [step(params, ranges, on_S, *pair) for pair in zip(kept, known, strict=True)]
+        found_N = [step(params, ranges, on_S, batch) for batch in kept]
+        if not fidelity:
+            return found_N
+        return [_lost(*each) for each in zip(found_N, known_N, kept, strict=True)]
 
     exact, *losses = _means(sums, [nowhere_S, *np.eye(len(sites), dtype=bool)])
     costs = [SiteCost(site, value - exact) for site, value in zip(sites, losses, strict=True)]
@@ -109,28 +114,30 @@ def _means(sums: Callable[[np.ndarray], list[Sums]], masks: Sequence[np.ndarray]
 
 
 def make_switched_step(model: nn.Module, sites: Sequence[str], *, fidelity: bool = False):
-    """Returns the jitted `(params, ranges, on, batch, known) -> (summed loss, labels)`.
+    """Returns the jitted `(params, ranges, on, batch) -> (summed loss, labels)`.
 
-    `on` is bool [sites]: which of them quantize. With `fidelity` a loss is 1 - cosine of an
-    embedding to `known`, and without `known` the embeddings [B, D] are returned.
+    `on` is bool [sites]: which of them quantize. With `fidelity` it returns the embeddings [B, D].
     """
 
     @jax.jit
-    def switched_step(params, ranges, on_S, batch, known_BxD=None):
+    def switched_step(params, ranges, on_S, batch):
         variables = {"params": params, RANGES: ranges, SWITCHES: _switches(sites, on_S)}
         if fidelity:
             features: Any = model.apply(variables, batch, method="features")
-            if known_BxD is None:
-                return features.pooled_BxD
-            loss_B = 1.0 - cosine(features.pooled_BxD, known_BxD)
-            labels_B = jnp.ones_like(loss_B)
-        else:
-            scores: Any = model.apply(variables, batch, method="loss")
-            loss_B, labels_B = scores.loss, scores.weight
-        weight_B = batch.get("example_weight", jnp.ones_like(loss_B))
-        return jnp.sum(loss_B * weight_B), jnp.sum(labels_B * weight_B)
+            return features.pooled_BxD
+        scores: Any = model.apply(variables, batch, method="loss")
+        weight_B = batch.get("example_weight", jnp.ones_like(scores.loss))
+        return jnp.sum(scores.loss * weight_B), jnp.sum(scores.weight * weight_B)
 
     return switched_step
+
+
+@jax.jit
+def _lost(pooled_BxD: jax.Array, known_BxD: jax.Array, batch: Batch) -> Sums:
+    """What the cosine of embeddings to those that are known lacks of 1, summed, and how many."""
+    loss_B = 1.0 - cosine(pooled_BxD, known_BxD)
+    weight_B = batch.get("example_weight", jnp.ones_like(loss_B))
+    return jnp.sum(loss_B * weight_B), jnp.sum(weight_B)
 
 
 def _switches(sites: Sequence[str], on_S: Any) -> Any:

@@ -52,7 +52,8 @@ def site_figures(
         stats = _apply(model, params, batch, mutable=[STATS])[1][STATS]
         flat = traverse_util.flatten_dict(stats, sep="/")
         order.extend(flat)
-        return {path: jnp.mean(x, axis=0) for path, x in flat.items()}
+        wanted = [path for path in flat if path.endswith(("/inf_norm", "/kurtosis"))]
+        return {path: jnp.mean(flat[path], axis=0) for path in wanted}
 
     means = jax.device_get(forward(params, _arrays(inputs)))
     names = [path.removesuffix("/inf_norm") for path in order if path.endswith("/inf_norm")]
@@ -60,7 +61,7 @@ def site_figures(
         site: SiteFigures(float(means[f"{site}/inf_norm"]), float(means[f"{site}/kurtosis"]))
         for site in names
     }
-    hidden = [s for s in names if f"{s}/token_inf_norm" in means and s not in NO_TOKENS]
+    hidden = [s for s in names if f"{s}/token_inf_norm" in order and s not in NO_TOKENS]
     return found, hidden
 
 

@@ -1,6 +1,7 @@
 """The pictures of attention: what heads let through, where they look, what gates and clips do."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,21 +14,23 @@ from quantizable_flax.report.plot import Axis
 from quantizable_flax.report.subject import Subject
 from quantizable_flax.report.words import favourite
 
+Figure = dict[str, Any]
+
 
 def passes_charts(subjects: Sequence[Subject]) -> list[Chart]:
     """How much every head lets through."""
     charts = []
     for subject, heads in _with_heads(subjects):
         quiet = heads.quiet[0]
+        least = f"{number(quiet.passes)}, head {quiet.head} of layer {quiet.layer}"
         charts.append(
             Chart(
                 _by_head(heads.passes_LxH, "value let through", top=1.0),
-                f"{subject.name}: how much of an average value every head lets through (1: all of it). "
-                "Dark cells are heads that do nothing: their probability lies on keys whose values "
-                f"are small, or their gate is shut. The darkest is head {quiet.head} of layer "
-                f"{quiet.layer}: {number(quiet.passes)}.",
+                f"{subject.name}: how much of an average value each head lets through",
+                "1 is all of it. A dark cell is a head that does nothing: its probability lies on "
+                f"keys whose values are small, or its gate is shut. The darkest is {least}.",
                 f"Map of what the heads of {subject.name} let through, by layer and head; least: "
-                f"{number(quiet.passes)} in layer {quiet.layer}, head {quiet.head}.",
+                f"{least}.",
             )
         )
     return charts
@@ -47,54 +50,56 @@ def quiet_charts(subject: Subject, count: int) -> list[Chart]:
 
 def _maps_of_text(name: str, head: HeadMap, tokens: Sequence[str]) -> list[Chart]:
     kept = shown_places(len(tokens))
-    names = [text(tokens[i]) for i in kept]
-    block = np.ix_(kept, kept)
+    names, block = [text(tokens[i]) for i in kept], np.ix_(kept, kept)
     outside = 1.0 - float(head.probs_TxS[block].sum() / max(head.probs_TxS[kept].sum(), 1e-9))
-    left_out = (
-        f" {100 * outside:.0f} % of the probability lies on keys left out here."
-        if outside > 0.005
-        else ""
-    )
-    top = float(max(head.probs_TxS[block].max(), head.weighted_TxS[block].max()))
-    keys, queries = Axis("key", range(len(kept)), names), Axis("query", range(len(kept)), names)
+    note = f" {100 * outside:.0f} % lies on keys left out here." if outside > 0.005 else ""
+    keys, queries = (Axis(title, range(len(kept)), names) for title in ("key", "query"))
+    top = float(head.probs_TxS[block].max())
 
-    def drawn(map_TxS: np.ndarray, unit: str) -> dict:
-        return plot.heatmap(map_TxS[block], keys, queries, unit=unit, height=420, top=top)
+    def drawn(map_TxS: np.ndarray, unit: str) -> Figure:
+        return plot.heatmap(map_TxS[block], keys, queries, unit=unit, height=540, top=top)
 
-    return _pair(name, head, tokens, drawn, left_out)
+    return _pair(name, head, tokens, drawn, note)
 
 
 def _maps_of_picture(
     name: str, head: HeadMap, tokens: Sequence[str], picture: Picture
 ) -> list[Chart]:
     """The row of the class token, over the patches."""
-    patches_TxS = head.probs_TxS[:, picture.skipped :]
-    rest = 1.0 - float(patches_TxS[0].sum())
-    top = float(max(patches_TxS[0].max(), head.weighted_TxS[0, picture.skipped :].max()))
+    row_S = head.probs_TxS[0, picture.skipped :]
+    note = f" Here the query is the class token: {100 * (1 - row_S.sum()):.0f} % of its "
+    note += "probability is on no patch."
 
-    def drawn(map_TxS: np.ndarray, unit: str) -> dict:
-        row = map_TxS[0, picture.skipped :].reshape(picture.grid)
-        return plot.over_picture(picture.pixels_HxWx3, row, unit=unit, top=top)
+    def drawn(map_TxS: np.ndarray, unit: str) -> Figure:
+        z = map_TxS[0, picture.skipped :].reshape(picture.grid)
+        return plot.over_picture(picture.pixels_HxWx3, z, unit=unit, top=float(row_S.max()))
 
-    note = f" The query is the class token; {100 * rest:.0f} % of its probability is on no patch."
     return _pair(name, head, tokens, drawn, note)
 
 
-def _pair(name: str, head: HeadMap, tokens: Sequence[str], drawn, note: str) -> list[Chart]:
+def _pair(
+    name: str,
+    head: HeadMap,
+    tokens: Sequence[str],
+    drawn: Callable[[np.ndarray, str], Figure],
+    note: str,
+) -> list[Chart]:
     title = f"{name}: layer {head.layer}, head {head.head}"
+    looks, through = favourite(head, tokens), number(head.passes)
     return [
         Chart(
             drawn(head.probs_TxS, "probability"),
-            f"{title}: where it looks. Over all queries, {favourite(head, tokens)}.{note}",
-            f"Attention map of layer {head.layer}, head {head.head} of {name}: "
-            f"{favourite(head, tokens)}.",
+            f"{title}, where it looks",
+            f"Over all queries {looks}.{note}",
+            f"Attention map of {title}: {looks}.",
         ),
         Chart(
-            drawn(head.weighted_TxS, "probability times norm"),
-            f"{title}: the same, each probability times the norm of its key's value (1: the mean). "
-            f"What is bright before and dark here is attention paid to nothing; "
-            f"{number(head.passes)} of an average value gets through.",
-            f"The same map weighted by the norms of the values; {number(head.passes)} gets through.",
+            drawn(head.weighted, "probability times norm"),
+            f"{title}, what it finds there",
+            "Each probability times the norm of its key's value (1: the mean), on the same scale. "
+            f"What is bright there and dark here is attention paid to nothing; {through} of an "
+            "average value gets through.",
+            f"The map of {title} weighted by the norms of the values; {through} gets through.",
         ),
     ]
 
@@ -105,36 +110,38 @@ def gate_charts(subject: Subject) -> list[Chart]:
     if heads is None or heads.gates_LxHxT is None or heads.gate_means_LxH is None:
         return []
     means, gates = heads.gate_means_LxH, heads.gates_LxHxT
+    ends = f"{number(float(means.min()))} to {number(float(means.max()))}"
     found = [
         Chart(
             _by_head(means, "gate probability", top=1.0),
-            f"{subject.name}: the mean gate probability of every head, from {number(float(means.min()))} "
-            f"to {number(float(means.max()))}. A dark head is shut for most tokens.",
-            f"Map of mean gate probabilities of {subject.name} by layer and head.",
+            f"{subject.name}: mean gate probability of each head",
+            f"From {ends}. A dark head is shut for most tokens.",
+            f"Map of mean gate probabilities of {subject.name} by layer and head, {ends}.",
         )
     ]
-    if gates.shape[2] == 1:
-        return found
-    kept = shown_places(gates.shape[2])
-    rows = [f"{layer}.{head}" for layer in range(gates.shape[0]) for head in range(gates.shape[1])]
+    return found if gates.shape[2] == 1 else [*found, _gates_by_token(subject, gates)]
+
+
+def _gates_by_token(subject: Subject, gates_LxHxT: np.ndarray) -> Chart:
+    layers, heads, length = gates_LxHxT.shape
+    kept = shown_places(length)
+    rows = [f"{layer}.{head}" for layer in range(layers) for head in range(heads)]
     names = [text(subject.anatomy.tokens[i]) for i in kept]
     figure = plot.heatmap(
-        gates.reshape(len(rows), -1)[:, kept],
+        gates_LxHxT.reshape(len(rows), -1)[:, kept],
         Axis("token", range(len(kept)), names),
         Axis("layer.head", range(len(rows)), rows),
         unit="gate probability",
         height=150 + 14 * len(rows),
         top=1.0,
     )
-    return [
-        *found,
-        Chart(
-            figure,
-            f"{subject.name}: gate probabilities on one real input, a row for each head. A head with "
-            "something to say at some tokens alone is bright there and dark elsewhere.",
-            f"Map of the gate probabilities of {subject.name} by head and token.",
-        ),
-    ]
+    return Chart(
+        figure,
+        f"{subject.name}: gate probabilities, token by token",
+        "One real input, a row for each head. A head with something to say at some tokens alone is "
+        "bright there and dark elsewhere.",
+        f"Map of the gate probabilities of {subject.name} by head and token.",
+    )
 
 
 def zero_charts(subjects: Sequence[Subject]) -> list[Chart]:
@@ -144,13 +151,14 @@ def zero_charts(subjects: Sequence[Subject]) -> list[Chart]:
         share = 100.0 * heads.zeros_LxH
         if not share.max() > 0.0:
             continue
+        mean = number(float(share.mean()))
         charts.append(
             Chart(
                 _by_head(share, "exact zeros (%)", top=100.0, digits=0),
-                f"{subject.name}: how many of the visible probabilities are exactly 0, in per cent; "
-                f"{number(float(share.mean()))} on average. A softmax that can reach 0 needs no large "
-                "scores to look away.",
-                f"Map of the share of exact zeros among the probabilities of {subject.name}.",
+                f"{subject.name}: visible probabilities that are exactly 0 (%)",
+                f"{mean} % on average. A softmax that can reach 0 needs no large scores to look "
+                "away.",
+                f"Map of the share of exact zeros of {subject.name}, {mean} % on average.",
             )
         )
     return charts
@@ -160,17 +168,15 @@ def _with_heads(subjects: Sequence[Subject]) -> list[tuple[Subject, Heads]]:
     return [(s, s.anatomy.heads) for s in subjects if s.anatomy.heads is not None]
 
 
-def _by_head(z_LxH: np.ndarray, unit: str, *, top: float, digits: int = 2) -> dict:
+def _by_head(z_LxH: np.ndarray, unit: str, *, top: float, digits: int = 2) -> Figure:
     layers, heads = z_LxH.shape
-    figure = plot.heatmap(
+    return plot.heatmap(
         z_LxH,
         Axis("head", range(heads), [str(i) for i in range(heads)]),
         Axis("layer", range(layers), [str(i) for i in range(layers)]),
         unit=unit,
-        height=90 + 28 * layers,
+        height=80 + 26 * layers,
         digits=digits,
         written=True,
         top=max(top, float(z_LxH.max())),
     )
-    figure["data"][0]["showscale"] = False
-    return figure

@@ -99,8 +99,8 @@ class HeadMap(NamedTuple):
     norms_S: np.ndarray
 
     @property
-    def weighted_TxS(self) -> np.ndarray:
-        """The probabilities, each times the norm of the value that it lets through."""
+    def weighted(self) -> np.ndarray:
+        """The probabilities [T, S], each times the norm of the value that it lets through."""
         return self.probs_TxS * self.norms_S[None]
 
 

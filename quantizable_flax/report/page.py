@@ -3,7 +3,7 @@
 import html
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -17,15 +17,17 @@ class Chart(NamedTuple):
 
     Attributes:
       figure: `data` and `layout`.
+      title: whose and what it is, short.
       caption: what to see.
       label: what it shows, for those who hear the page.
-      wide: whether it takes the whole width.
+      size: how many stand beside each other where there is room: "third", "half", "whole".
     """
 
     figure: dict[str, Any]
+    title: str
     caption: str
     label: str
-    wide: bool = False
+    size: str = "half"
 
 
 class Section(NamedTuple):
@@ -97,16 +99,19 @@ def _lead(lines: Iterable[str]) -> str:
     return f"<ul class='lead'>{''.join(items)}</ul>" if items else ""
 
 
-def _section(section: Section, numbers: Iterable[int]) -> str:
+def _section(section: Section, numbers: Iterator[int]) -> str:
     found = [f"<section><h2>{html.escape(section.title)}</h2>"]
-    for is_chart, parts in itertools.groupby(section.parts, lambda p: isinstance(p, Chart)):
-        if is_chart:
-            charts = "".join(_chart(part, next(iter(numbers))) for part in parts)
-            found.append(f"<div class='charts'>{charts}</div>")
-            continue
-        for part in parts:
-            found.append(part.text if isinstance(part, Html) else f"<p>{html.escape(part)}</p>")
+    sizes = itertools.groupby(section.parts, lambda p: p.size if isinstance(p, Chart) else "")
+    for size, parts in sizes:
+        shown = "".join(_part(part, numbers) for part in parts)
+        found.append(f"<div class='charts {size}'>{shown}</div>" if size else shown)
     return "".join([*found, "</section>"])
+
+
+def _part(part: "str | Chart | Html", numbers: Iterator[int]) -> str:
+    if isinstance(part, Chart):
+        return _chart(part, next(numbers))
+    return part.text if isinstance(part, Html) else f"<p>{html.escape(part)}</p>"
 
 
 def _chart(chart: Chart, number: int) -> str:
@@ -114,7 +119,7 @@ def _chart(chart: Chart, number: int) -> str:
     figure = json.dumps(chart.figure, default=_plain, separators=(",", ":")).replace("</", "<\\/")
     label, name = html.escape(chart.label, quote=True), f"chart-{number}"
     return (
-        f"<figure{' class=wide' if chart.wide else ''}>"
+        f"<figure><h3>{html.escape(chart.title)}</h3>"
         f"<div class='plot' id='{name}' role='img' aria-label=\"{label}\" "
         f"style='height:{chart.figure['layout']['height']}px'></div>"
         f"<script type='application/json' data-for='{name}'>{figure}</script>"

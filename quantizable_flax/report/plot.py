@@ -103,6 +103,7 @@ def heatmap(
         ygap=1 if max(shown.shape) <= 24 else 0,
         text=[[f"{v:,.{digits}f}" for v in row] for row in shown] if written else None,
         texttemplate="%{text}" if written else None,
+        showscale=not written,
         hovertemplate=f"%{{y}} · %{{x}}: %{{z:,.{max(digits, 2)}f}}<extra></extra>",
     )
     finished = _finished(figure, x, y, height, legend=False)
@@ -149,14 +150,22 @@ def histogram(
     y: Axis,
     *,
     levels: Sequence[float] = (),
+    reach: float = 1.0,
     band: tuple[float, float] | None = None,
-    band_name: str = "",
     marks: Sequence[float] = (),
     height: int = 260,
 ) -> dict[str, Any]:
-    """Bars of a histogram; the levels of a grid as lines through them, a band behind them.
+    """Bars of a histogram, and what stands over them.
 
-    `marks` are single values, shown as strokes on the axis.
+    Args:
+      counts_N: heights.
+      edges: of the bars.
+      x, y: the axes.
+      levels: of a grid, as lines.
+      reach: how high those are, as a share of the highest bar.
+      band: where the bulk lies.
+      marks: single values, as strokes on the axis.
+      height: of the figure.
     """
     figure = go.Figure()
     centres = (edges[:-1] + edges[1:]) / 2
@@ -170,7 +179,7 @@ def histogram(
     top = float(max(counts_N.max(), 1e-9))
     if len(levels):
         xs = [v for level in levels for v in (level, level, None)]
-        ys = [v for _ in levels for v in (0.0, 1.06 * top, None)]
+        ys = [v for _ in levels for v in (0.0, 1.06 * reach * top, None)]
         figure.add_scatter(
             x=xs,
             y=ys,
@@ -186,14 +195,14 @@ def histogram(
             y=[0.0] * len(marks),
             mode="markers",
             marker={"symbol": "line-ns-open", "size": 14, "line": {"width": 2}},
-            name="outliers",
+            name="least and largest",
             meta=3,
             hoverinfo="x",
         )
     if band is not None:
         figure.add_vrect(x0=band[0], x1=band[1], line_width=0, fillcolor="#888888", opacity=0.25)
         figure.add_scatter(
-            x=[None], y=[None], mode="markers", name=band_name,
+            x=[None], y=[None], mode="markers", name="99 % of the values",
             marker={"symbol": "square", "size": 12, "color": "rgba(136,136,136,0.5)"},
         )  # fmt: skip
     finished = _finished(figure, x, y._replace(last=1.08 * top, first=0.0), height, legend=True)

@@ -13,9 +13,9 @@ MOST = 20  # dimensions, and kinds of tokens
 def record(subject: Subject) -> dict[str, Any]:
     """Returns the figures of a subject; what is not finite is None.
 
-    `row` is that of the table; `sites` has infinity norm and kurtosis of every site; `worst` tells of
-    the values at the site with the largest infinity norm; `heads` has what passes each head [L][H],
-    and the shares of exact zeros; `sensitivity` the cost of each site alone.
+    `row` is that of the table; `sites` has infinity norm and kurtosis of every site; `worst` tells
+    of the values at the site with the largest infinity norm; `heads` has what passes each head
+    [L][H], and the shares of exact zeros; `sensitivity` the cost of each site alone.
     """
     anatomy, heads = subject.anatomy, subject.anatomy.heads
     values = anatomy.worst

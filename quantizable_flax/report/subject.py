@@ -16,8 +16,7 @@ from quantizable_flax.report.values import grid_over
 logger = logging.getLogger(__name__)
 
 MOST_TOKENS = 2048  # that the activations are looked at on
-SENSITIVITY_TOKENS = 512  # that each site's cost is taken over, as all of them are gone through
-SENSITIVITY_CALIBRATION = 4  # batches
+SENSITIVITY_TOKENS = 256  # that each site's cost is taken over, as all of them are gone through
 
 
 class Subject(NamedTuple):
@@ -66,9 +65,7 @@ def make_subject(
     if plain:
         logger.info("quantizing each site alone, %s", plain[0].name)
         few = make_inputs(evaluator.model, evaluator.task, batch, SENSITIVITY_TOKENS)
-        costs = evaluator.sensitivity(
-            plain[0], batches=[few.batch], calibration_batches=SENSITIVITY_CALIBRATION
-        )
+        costs = evaluator.sensitivity(plain[0], batches=[few.batch])
     unit = evaluator.metric.sensitivity_label
     return Subject(row, anatomy, grid, costs, unit, history)
 

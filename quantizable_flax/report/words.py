@@ -17,18 +17,19 @@ KINDS = {
     "attention/key/output": "keys",
     "attention/value/output": "values",
     "attention/scores": "attention scores",
-    "attention/probs": "attention probabilities",
+    "attention/probs": "probabilities",
     "attention/context": "attention context",
     "attention/gated_context": "gated context",
     "attention/output/output": "attention output",
-    "attention_residual": "residual sum behind attention",
-    "attention_layer_norm/output": "attention's LayerNorm",
+    "attention_residual": "sum after attention",
+    "attention_layer_norm/output": "attention LayerNorm",
     "ffn_in/output": "inside the FFN",
     "ffn_out/output": "FFN output",
-    "ffn_residual": "residual sum behind the FFN",
-    "ffn_layer_norm/output": "FFN's LayerNorm",
+    "ffn_residual": "sum after the FFN",
+    "ffn_layer_norm/output": "FFN LayerNorm",
     "final_layer_norm/output": "last LayerNorm",
 }
+LITTLE = 0.5  # of an average value: a head that lets less through is called idle
 
 
 def of_layer(site: str) -> tuple[int, str] | None:
@@ -51,23 +52,24 @@ def plain(site: str) -> str:
 
 
 def headline(subject: Subject, settings: Sequence[str]) -> list[str]:
-    """Where the outliers are, and what INT8 would cost, in a few sentences."""
-    return [
-        f"Where: {_where(subject)}",
-        f"Who: {carried_by(subject.anatomy.worst)}",
-        *(f"Grid: {line}" for line in [on_the_grid(subject)] if line),
-        *(f"Cost: {cost(subject, setting)}" for setting in settings),
-        *(f"Dearest: {line}" for line in [dearest(subject)] if line),
-        *(f"Idle: {line}" for line in [idle(subject)] if line),
-    ]
+    """Where the outliers are and what INT8 would cost, each sentence behind a word and a colon."""
+    told = {
+        "Cost": " ".join(cost(subject, setting) for setting in settings),
+        "Where": _where(subject),
+        "Who": carried_by(subject.anatomy.worst),
+        "Why": on_the_grid(subject),
+        "Dearest": dearest(subject),
+        "Heads": idle(subject),
+    }
+    return [f"{word}: {line}" for word, line in told.items() if line]
 
 
 def _where(subject: Subject) -> str:
     values = subject.anatomy.worst
     norm = subject.anatomy.sites[values.site].inf_norm
     return (
-        f"the largest activations pass at {plain(values.site)} ({values.site}): {number(norm)} in a "
-        f"typical example, where 99 % of the values lie between {number(values.bulk[0])} and "
+        f"The largest activations pass at {plain(values.site)} ({values.site}): {number(norm)} in "
+        f"an average example, where 99 % of the values lie between {number(values.bulk[0])} and "
         f"{number(values.bulk[1])}."
     )
 
@@ -75,29 +77,30 @@ def _where(subject: Subject) -> str:
 def carried_by(values: Values) -> str:
     """Which dimensions and tokens carry the outliers of a site."""
     if not values.outliers:
-        return f"no value there is further than {SIGMAS:g} standard deviations from the mean."
-    by_count = sorted(range(len(values.outliers_D)), key=lambda d: -values.outliers_D[d])
-    dims = [d for d in by_count[:3] if values.outliers_D[d]]
-    shares = ", ".join(f"{d} ({_percent(values.outliers_D[d] / values.outliers)})" for d in dims)
+        return f"No value there is further than {SIGMAS:g} standard deviations from the mean."
+    ordered = sorted(range(len(values.outliers_D)), key=lambda d: -values.outliers_D[d])
+    shares = [(d, float(values.outliers_D[d]) / values.outliers) for d in ordered[:3]]
+    most = ", ".join(f"{d} ({percent(share)})" for d, share in shares if share >= 0.01)
     tokens = ", ".join(
         f"“{c.token}” ({c.carrying} of {c.occurrences})" for c in values.carriers[:3]
     )
+    largest = values.dimensions[0]
     return (
         f"{values.outliers:,} of {values.tokens * len(values.largest_D):,} values are further than "
-        f"{SIGMAS:g} standard deviations from the mean; most lie in dimension{'s'[: len(dims) > 1]} "
-        f"{shares}, at the tokens {tokens}."
+        f"{SIGMAS:g} standard deviations from the mean. By dimension: {most}; the largest of all, "
+        f"{number(float(values.largest_D[largest]))}, in dimension {largest}. By token: {tokens}."
     )
 
 
 def on_the_grid(subject: Subject) -> str:
     """How the levels of the grid are spent at the worst site, empty without a grid."""
-    grid, values = subject.grid, subject.anatomy.worst
+    grid = subject.grid
     if grid is None:
         return ""
     return (
         f"{title(grid.setting)} puts one grid from {number(grid.low)} to {number(grid.high)} over "
-        f"that site, in steps of {number(grid.step)}: 99 % of the values share {grid.bulk_levels} of "
-        f"its {grid.levels} levels (their standard deviation is {number(values.std)})."
+        f"that site, in steps of {number(grid.step)}: 99 % of the values share {grid.bulk_levels} "
+        f"of its {grid.levels} levels."
     )
 
 
@@ -106,19 +109,15 @@ def cost(subject: Subject, setting: str) -> str:
     row = subject.row
     metric = METRICS[row["metric"]]
     before, after = row["fp"], row[setting]
-    worse = after - before if not metric.larger_is_better else before - after
-    change = f"{number(worse)} worse" if worse >= 0 else f"{number(-worse)} better"
-    if not metric.larger_is_better and before > 0 and math.isfinite(after):
-        change = f"{100 * (after / before - 1):+.1f} %"
-    kept = row.get(f"{setting}_neighbours")
-    near = (
-        ""
-        if kept is None or math.isnan(kept)
-        else f"; {_percent(kept)} of the 10 nearest neighbours stay"
-    )
+    if metric.larger_is_better:
+        change = f"{number(abs(before - after))} {'lost' if after <= before else 'won'}"
+    else:
+        change = f"{100 * (after / before - 1):+.1f} %" if math.isfinite(after) else "lost"
+    kept = row.get(f"{setting}_neighbours", math.nan)
+    near = "" if math.isnan(kept) else f"; {percent(kept)} of the nearest neighbours stay"
     return (
-        f"in {title(setting)} the {metric.label} goes from {number(before)} to {number(after)} "
-        f"({change}){near}."
+        f"In {title(setting)} the {metric.label} goes from {number(before)} to {number(after)} "
+        f"({change}{near})."
     )
 
 
@@ -127,7 +126,7 @@ def dearest(subject: Subject) -> str:
     if not subject.costs:
         return ""
     told = "; ".join(f"{plain(c.site)} {c.increase:+.4f}" for c in subject.costs[:3])
-    return f"quantized alone, these sites cost most ({subject.unit}): {told}."
+    return f"Quantized alone, these sites cost most ({subject.unit}): {told}."
 
 
 def idle(subject: Subject) -> str:
@@ -136,10 +135,10 @@ def idle(subject: Subject) -> str:
     if heads is None:
         return ""
     quiet = heads.quiet[0]
-    few = int((heads.passes_LxH < 0.5).sum())
+    few = int((heads.passes_LxH < LITTLE).sum())
     return (
         f"{few} of {heads.passes_LxH.size} attention heads let less than half of an average value "
-        f"through; the least, head {quiet.head} of layer {quiet.layer}, {_percent(quiet.passes)}."
+        f"through; head {quiet.head} of layer {quiet.layer} least, {percent(quiet.passes)}."
     )
 
 
@@ -148,7 +147,7 @@ def favourite(head: HeadMap, tokens: Sequence[str]) -> str:
     share_S = head.probs_TxS.mean(axis=0)
     place = int(share_S.argmax())
     return (
-        f"it puts {_percent(share_S[place])} of its probability on “{tokens[place]}” at place "
+        f"it puts {percent(share_S[place])} of its probability on “{tokens[place]}” at place "
         f"{place}, whose value has {number(float(head.norms_S[place]))} times the average norm"
     )
 
@@ -156,15 +155,22 @@ def favourite(head: HeadMap, tokens: Sequence[str]) -> str:
 def used(subject: Subject, config: ConfigDict, seconds: float) -> str:
     """On what a model was looked at, and how long that took."""
     values, data, quant = subject.anatomy.worst, config.data, config.quant
-    source = data.source if data.source != "auto" else (data.files or "the embedded text")
+    source = data.source if data.source != "auto" else (data.files or "the embedded data")
     length = f" of {data.seq_len} tokens" if "seq_len" in data else ""
     batches = f"{config.eval.batches} batches" if config.eval.batches else "all batches"
     return (
-        f"Looked at: {source}; the table on {batches} of {config.eval.batch_size} examples{length}, "
-        f"activations on {values.examples} examples, ranges from {quant.calibration_batches} batches of "
-        f"{quant.calibration_batch_size}; {seconds:.0f} s in all."
+        f"Looked at: {source}; the figures on {batches} of {config.eval.batch_size} "
+        f"examples{length}, the pictures on {values.examples} examples, ranges from "
+        f"{quant.calibration_batches} batches of {quant.calibration_batch_size}; "
+        f"{seconds:.0f} s in all."
     )
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in per cent, with a digit behind the point where it is small."""
     return f"{100 * float(share):.1f} %" if share < 0.1 else f"{100 * float(share):.0f} %"
+
+
+def sentence(text: str) -> str:
+    """The text with its first letter a capital one."""
+    return text[:1].upper() + text[1:]
