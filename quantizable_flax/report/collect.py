@@ -105,7 +105,8 @@ def _shown(
 
 
 def _largest_example(x_BxTxD: jax.Array, visible_BxT: jax.Array) -> jax.Array:
-    return jnp.argmax(jnp.max(jnp.abs(x_BxTxD) * visible_BxT[..., None], axis=(1, 2)))
+    seen_BxTx1 = visible_BxT[..., None].astype(x_BxTxD.dtype)
+    return jnp.argmax(jnp.max(jnp.abs(x_BxTxD) * seen_BxTx1, axis=(1, 2)))
 
 
 def _gate(gates: Mapping[str, Any], attention: str, config: Any) -> jax.Array | None:
@@ -146,7 +147,8 @@ def head_figures(
     pairs = (visible_BxT[:, :, None] & visible_BxT[:, None, :])[:, None]
     if causal:
         pairs = pairs & jnp.tril(jnp.ones((1, 1, length, length), bool))
-    zeros_H = jnp.sum((probs_BxHxTxS == 0.0) & pairs, axis=(0, 2, 3)) / jnp.sum(pairs)
+    zeros_H = jnp.sum((probs_BxHxTxS == 0.0) & pairs, axis=(0, 2, 3), dtype=jnp.float32)
+    zeros_H = zeros_H / jnp.sum(pairs, dtype=jnp.float32)
     found = {
         "passes": jnp.sum(through_BxTxH * seen_BxTx1, axis=(0, 1)) / count,
         "zeros": zeros_H,

@@ -27,7 +27,8 @@
       if (trace.type === "heatmap") {
         trace.colorbar = { ...trace.colorbar, tickfont: { color: colours.text }, outlinewidth: 0 };
         // Numbers in cells that are too small for them give way to a scale.
-        if (trace.texttemplate && trace.z[0].length * 28 > width - 150) {
+        const digits = trace.texttemplate && Math.max(...trace.text.flat().map((t) => t.length));
+        if (digits && trace.z[0].length * (7 * digits + 6) > width - 150) {
           delete trace.texttemplate;
           trace.showscale = true;
         }
@@ -36,6 +37,8 @@
       }
     }
     layout.width = width;
+    if (narrow && layout.showlegend) layout.height += 60; // its lines stand below each other
+    at.style.height = `${layout.height}px`;
     layout.font = { color: colours.text, size: narrow ? 11 : 12, family: "system-ui, sans-serif" };
     layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
     layout.hoverlabel = { bgcolor: colours.card, font: { color: colours.text } };

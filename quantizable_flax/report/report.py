@@ -26,9 +26,9 @@ OF_TABLE = (
 )
 OF_SITES = (
     "The infinity norm is the largest |x| of an example, averaged over examples: so far a grid per "
-    "tensor has to reach."
+    "tensor has to reach. Kurtosis tells how far the few stand out from the many; a normal "
+    "distribution has 3."
 )
-OF_KURTOSIS = "Kurtosis tells how far the few stand out from the many; a normal distribution has 3."
 OF_GRID = (
     "The site with the largest infinity norm, and the calibrated grid over its values, whose "
     "levels are the vertical lines. Far outliers pull them apart, and what stands between two of "
@@ -134,10 +134,14 @@ def _where(subjects: Sequence[Subject]) -> Section:
         "Where the outliers are",
         [
             OF_SITES,
-            *(charts.site_map(subject, "inf_norm") for subject in layered),
-            "Layer by layer, the kinds of sites where it is largest:",
+            *(
+                charts.site_map(subject, statistic)
+                for subject in layered
+                for statistic in charts.STATISTICS
+            ),
+            "Layer by layer, the kinds of sites where the infinity norm is largest:",
             *charts.layer_lines(layered, "inf_norm"),
-            OF_KURTOSIS,
+            "The same of the kurtosis:",
             *charts.layer_lines(layered, "kurtosis"),
             *lists,
         ],
