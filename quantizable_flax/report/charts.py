@@ -18,7 +18,8 @@ KINDS_SHOWN = 6  # as lines
 CARRIERS = 12
 FIRST, LAST = 30, 10  # tokens of a long example that have room on an axis
 DRAWN_LEVELS = 300  # more would be a plane
-COMB = 0.25  # of the height of a picture, for levels that stand close together
+CLOSE_LEVELS = 50  # in a picture; so many are shown as a comb
+COMB = 0.25  # of the height
 
 
 def by_layer(sites: dict[str, SiteFigures], statistic: str) -> dict[str, list[tuple[int, float]]]:
@@ -31,8 +32,21 @@ def by_layer(sites: dict[str, SiteFigures], statistic: str) -> dict[str, list[tu
     return {path: sorted(pairs) for path, pairs in found.items()}
 
 
-def site_map(subject: Subject, statistic: str) -> Chart:
-    """A map of kinds of sites and layers."""
+def site_maps(subjects: Sequence[Subject]) -> list[Chart]:
+    """A map of kinds of sites and layers for each statistic and subject, on one scale for all."""
+    tops = {
+        statistic: max(
+            value
+            for subject in subjects
+            for pairs in by_layer(subject.anatomy.sites, statistic).values()
+            for _, value in pairs
+        )
+        for statistic in (STATISTICS if subjects else ())
+    }
+    return [_site_map(s, statistic, top) for s in subjects for statistic, top in tops.items()]
+
+
+def _site_map(subject: Subject, statistic: str, top: float) -> Chart:
     kinds, name = by_layer(subject.anatomy.sites, statistic), STATISTICS[statistic]
     layers = sorted({layer for pairs in kinds.values() for layer, _ in pairs})
     z = np.array([[dict(pairs).get(layer, 0.0) for layer in layers] for pairs in kinds.values()])
@@ -44,8 +58,9 @@ def site_map(subject: Subject, statistic: str) -> Chart:
         Axis("", range(len(kinds)), [kind(path) for path in kinds]),
         unit=name,
         height=70 + 24 * len(kinds),
-        digits=0 if z.max() >= 20 else 1,
+        digits=0 if top >= 20 else 1,
         written=True,
+        top=top,
     )
     return Chart(
         figure,
@@ -87,6 +102,7 @@ def grid_charts(subject: Subject) -> list[Chart]:
     told = on_the_grid(subject) or "No setting has one grid over this site."
     total = values.tokens * len(values.largest_D) / 100.0
     low, high = (float(values.near.edges[i]) for i in (0, -1))
+    in_view = sum(low <= level <= high for level in levels)
     whole = plot.histogram(
         values.whole.counts_N / total,
         values.whole.edges,
@@ -103,6 +119,7 @@ def grid_charts(subject: Subject) -> list[Chart]:
         Axis("value", first=low, last=high),
         share,
         levels=levels,
+        reach=1.0 if in_view <= CLOSE_LEVELS else COMB,
         band=values.bulk,
     )
     ends = f"{number(values.low)} to {number(values.high)}"

@@ -57,7 +57,9 @@ def _maps_of_text(name: str, head: HeadMap, tokens: Sequence[str]) -> list[Chart
     top = float(head.probs_TxS[block].max())
 
     def drawn(map_TxS: np.ndarray, unit: str) -> Figure:
-        return plot.heatmap(map_TxS[block], keys, queries, unit=unit, height=120 + 12 * len(kept), top=top)
+        return plot.heatmap(
+            map_TxS[block], keys, queries, unit=unit, height=120 + 12 * len(kept), top=top
+        )
 
     return _pair(name, head, tokens, drawn, note)
 

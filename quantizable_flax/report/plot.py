@@ -70,6 +70,7 @@ def bars(
     other = Axis(names_title, places, names)
     x, y = (axis, other) if sideways else (other, axis)
     finished = _finished(figure, x, y, height, legend=len(series) > 1)
+    finished["layout"]["yaxis" if sideways else "xaxis"]["showgrid"] = False
     if sideways:
         finished["layout"]["yaxis"]["autorange"] = "reversed"
     return finished
@@ -128,7 +129,7 @@ def over_picture(
         zmin=0.0,
         zmax=float(top if top is not None else max(z_RxC.max(), 1e-9)),
         colorscale=SCALE,
-        opacity=0.6,
+        opacity=0.5,
         colorbar={
             "title": {"text": unit, "side": "right"},
             "thickness": 12,
@@ -153,7 +154,7 @@ def histogram(
     reach: float = 1.0,
     band: tuple[float, float] | None = None,
     marks: Sequence[float] = (),
-    height: int = 260,
+    height: int = 290,
 ) -> dict[str, Any]:
     """Bars of a histogram, and what stands over them.
 

@@ -108,7 +108,7 @@ def _setting_charts(subjects: Sequence[Subject], settings: Sequence[str]) -> lis
             for row in rows
         }
         told = "; ".join(
-            f"{name} " + ", ".join(f"{t} {number(c)}" for t, c in zip(titles, paid, strict=True))
+            f"{name} " + ", ".join(f"{t} {c:.4f}" for t, c in zip(titles, paid, strict=True))
             for name, paid in costs.items()
         )
         drawn = {  # of what is not finite, no bar
@@ -134,11 +134,7 @@ def _where(subjects: Sequence[Subject]) -> Section:
         "Where the outliers are",
         [
             OF_SITES,
-            *(
-                charts.site_map(subject, statistic)
-                for subject in layered
-                for statistic in charts.STATISTICS
-            ),
+            *charts.site_maps(layered),
             "Layer by layer, the kinds of sites where the infinity norm is largest:",
             *charts.layer_lines(layered, "inf_norm"),
             "The same of the kurtosis:",
