@@ -60,8 +60,10 @@ def test_eval_writes_table_json_and_markdown(folder, tmp_path):
     assert " ± " in table
     assert "W8A8" in done.stdout
     report = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert report.count("data:image/png;base64,") >= 2
+    assert report.count("<figure>") == report.count("<figcaption>") > 20
     assert "clipped softmax" in report
+    for row in (first, second):
+        assert f"<h3>{row['name']}: infinity norm of every site</h3>" in report
 
 
 def test_eval_floating_point_only_on_other_data(folder, tmp_path):

@@ -1,5 +1,6 @@
 """The door to plotly: a few kinds of figures, without the colours that the page gives by theme."""
 
+import html
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ def lines(series: dict[str, Pairs], x: Axis, y: Axis, *, height: int = 260) -> d
         figure.add_scatter(
             x=[pair[0] for pair in pairs],
             y=[pair[1] for pair in pairs],
-            name=name,
+            name=html.escape(name, quote=False),
             mode="lines+markers",
             marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 7},
             line={"dash": DASHES[i % len(DASHES)], "width": 2},
@@ -62,7 +63,7 @@ def bars(
         figure.add_bar(
             x=across if sideways else places,
             y=places if sideways else across,
-            name=name,
+            name=html.escape(name, quote=False),
             orientation="h" if sideways else "v",
             meta=i,
             hovertext=hover,

@@ -157,7 +157,8 @@ def used(subject: Subject, config: ConfigDict, seconds: float) -> str:
     values, data, quant = subject.anatomy.worst, config.data, config.quant
     source = data.source if data.source != "auto" else (data.files or "the embedded data")
     length = f" of {data.seq_len} tokens" if "seq_len" in data else ""
-    batches = f"{config.eval.batches} batches" if config.eval.batches else "all batches"
+    count = config.eval.batches
+    batches = {0: "all batches", 1: "1 batch"}.get(count, f"{count} batches")
     return (
         f"Looked at: {source}; the figures on {batches} of {config.eval.batch_size} "
         f"examples{length}, the pictures on {values.examples} examples, ranges from "

@@ -96,7 +96,10 @@ def test_outliers_are_counted_by_dimension_and_by_token(look):
 
 def heads_of(look):
     """What every head lets through and how many zeros it has, one pair of tokens at a time."""
-    probs, flat = look.sites["layer_0/attention/probs"], look.sites["layer_0/attention/value/output"]
+    probs, flat = (
+        look.sites["layer_0/attention/probs"],
+        look.sites["layer_0/attention/value/output"],
+    )
     batch, heads, length, _ = probs.shape
     values = flat.reshape(batch, length, heads, -1)
     gates = np.ones((batch, length, heads))
