@@ -96,8 +96,9 @@ def layer_lines(subjects: Sequence[Subject], statistic: str) -> list[Chart]:
 def grid_charts(subject: Subject) -> list[Chart]:
     """The values of the worst site, all and the bulk, with the levels of the grid over them."""
     values, grid = subject.anatomy.worst, subject.grid
-    levels = () if grid is None else np.linspace(grid.low, grid.high, grid.levels)
-    levels = levels if len(levels) <= DRAWN_LEVELS else ()
+    levels: list[float] = []
+    if grid is not None and grid.levels <= DRAWN_LEVELS:
+        levels = np.linspace(grid.low, grid.high, grid.levels).tolist()
     share, place = Axis("share of values (%)"), plain(values.site)
     told = on_the_grid(subject) or "No setting has one grid over this site."
     total = values.tokens * len(values.largest_D) / 100.0
@@ -147,7 +148,9 @@ def dimension_chart(subject: Subject) -> Chart:
     told = ", ".join(f"{d} ({number(float(values.largest_D[d]))})" for d in first)
     places = [str(i) for i in range(count)]
     axis = Axis("largest |x|")
-    figure = plot.bars({"largest |x|": values.largest_D}, places, axis, names_title="dimension")
+    figure = plot.bars(
+        {"largest |x|": values.largest_D.tolist()}, places, axis, names_title="dimension"
+    )
     named = sorted(first)
     figure["layout"]["xaxis"] |= {"tickvals": named, "ticktext": [str(d) for d in named]}
     figure["layout"]["bargap"] = 0
@@ -173,7 +176,7 @@ def token_charts(subject: Subject) -> list[Chart]:
     place = int(values.strip_T.argmax())
     told = f"{number(float(values.strip_T.max()))}, at “{tokens[place]}”"
     part = "" if len(kept) == len(tokens) else f", its first {FIRST} and last {LAST} tokens"
-    figure = plot.bars({"largest |x|": values.strip_T[kept]}, names, Axis("largest |x|"))
+    figure = plot.bars({"largest |x|": values.strip_T[kept].tolist()}, names, Axis("largest |x|"))
     return [
         *charts,
         Chart(

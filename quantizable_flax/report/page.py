@@ -30,17 +30,20 @@ class Chart(NamedTuple):
     size: str = "half"
 
 
-class Section(NamedTuple):
-    """A heading and what follows: paragraphs, charts beside each other, and finished HTML."""
-
-    title: str
-    parts: Sequence["str | Chart | Html"]
-
-
 class Html(NamedTuple):
     """A piece of the page as it is."""
 
     text: str
+
+
+Part = str | Chart | Html  # text is a paragraph; charts stand beside each other
+
+
+class Section(NamedTuple):
+    """A heading and what follows."""
+
+    title: str
+    parts: Sequence[Part]
 
 
 def write_page(title: str, lead: Iterable[str], sections: Iterable[Section]) -> str:
@@ -108,7 +111,7 @@ def _section(section: Section, numbers: Iterator[int]) -> str:
     return "".join([*found, "</section>"])
 
 
-def _part(part: "str | Chart | Html", numbers: Iterator[int]) -> str:
+def _part(part: Part, numbers: Iterator[int]) -> str:
     if isinstance(part, Chart):
         return _chart(part, next(numbers))
     return part.text if isinstance(part, Html) else f"<p>{html.escape(part)}</p>"

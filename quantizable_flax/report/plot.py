@@ -1,7 +1,7 @@
 """The door to plotly: a few kinds of figures, without the colours that the page gives by theme."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ def javascript() -> str:
     return get_plotlyjs()
 
 
-def lines(series: dict[str, Pairs], x: Axis, y: Axis, *, height: int = 260) -> dict[str, Any]:
+def lines(series: Mapping[str, Pairs], x: Axis, y: Axis, *, height: int = 260) -> dict[str, Any]:
     """A line with markers for each name, from 0 on."""
     figure = go.Figure()
     for i, (name, pairs) in enumerate(series.items()):
@@ -46,7 +46,7 @@ def lines(series: dict[str, Pairs], x: Axis, y: Axis, *, height: int = 260) -> d
 
 
 def bars(
-    series: dict[str, Sequence[float]],
+    series: Mapping[str, Sequence[float]],
     names: Sequence[str],
     axis: Axis,
     *,

@@ -10,7 +10,7 @@ from quantizable_flax.models.metric import METRICS
 from quantizable_flax.ptq.sensitivity import SiteCost
 from quantizable_flax.report import charts, head_charts, plot
 from quantizable_flax.report.measured import SIGMAS
-from quantizable_flax.report.page import Chart, Html, Section, folded, table, write_page
+from quantizable_flax.report.page import Chart, Html, Part, Section, folded, table, write_page
 from quantizable_flax.report.plot import Axis
 from quantizable_flax.report.subject import Subject
 from quantizable_flax.report.words import plain, sentence
@@ -72,12 +72,13 @@ def report(
     cells = [[show(row) for _, show in columns] for row in rows]
     names = [name for name, _ in columns]
     figures = table(names, cells, left=sum(name in tables.LEFT for name in names))
-    carriers = [
-        chart for s in subjects for chart in (charts.dimension_chart(s), *charts.token_charts(s))
-    ]
+    first: list[Part] = [figures, OF_TABLE, *_setting_charts(subjects, settings)]
+    carriers: list[Chart] = []
+    for subject in subjects:
+        carriers += [charts.dimension_chart(subject), *charts.token_charts(subject)]
     grids = [chart for s in subjects for chart in charts.grid_charts(s)]
     found = [
-        Section("Figures", [figures, OF_TABLE, *_setting_charts(subjects, settings)]),
+        Section("Figures", first),
         _where(subjects),
         Section("What the grid makes of the worst site", [OF_GRID, *grids]),
         Section("Which dimensions and which tokens carry outliers", [OF_CARRIERS, *carriers]),
@@ -91,7 +92,8 @@ def report(
 def sensitivity_report(name: str, setting: str, costs: Sequence[SiteCost], unit: str) -> str:
     """Returns a page with what each site costs alone; the picture shows the dearest of them."""
     title = f"{name}: sites by what {tables.title(setting)} costs"
-    parts = [_cost_bars(name, costs[:RANKED_SITES], unit), _cost_table(costs, unit)]
+    bars = _cost_bars(name, costs[:RANKED_SITES], unit)
+    parts: list[Part] = [bars, _cost_table(costs, unit)]
     return write_page(title, (), [Section("Sites", parts)])
 
 
