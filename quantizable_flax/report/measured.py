@@ -163,7 +163,7 @@ class Anatomy:
 
     Attributes:
       sites: figures of each site, in the order of the forward pass.
-      worst: the values of the site with the largest infinity norm.
+      worst: the values of the site of hidden states with the largest infinity norm.
       heads: None for a model without `MultiHeadAttention`.
       tokens: what the tokens of the example of `worst` are called, [T].
       picture: of that example, of images.

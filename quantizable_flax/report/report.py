@@ -30,8 +30,8 @@ OF_SITES = (
     "distribution has 3."
 )
 OF_GRID = (
-    "The site with the largest infinity norm, and the calibrated grid over its values, whose "
-    "levels are the vertical lines. Far outliers pull them apart, and what stands between two of "
+    "Of the sites of hidden states, the one with the largest infinity norm, and the calibrated "
+    "grid over its values, whose levels are the vertical lines. Far outliers pull them apart, and what stands between two of "
     "them becomes one number."
 )
 OF_CARRIERS = (
