@@ -9,10 +9,12 @@ import pytest
 
 import quantizable_flax as qf
 from quantizable_flax.checkpoint.load import load_run
+from quantizable_flax.checkpoint.logged import History
 from quantizable_flax.data.tasks import make_task
 from quantizable_flax.evaluation.study import Evaluator
 from quantizable_flax.models import build
 from quantizable_flax.ptq.settings import parse_setting
+from quantizable_flax.report.subject import make_subject
 from quantizable_flax.training.loop import train
 from tests.tiny import overrides, write_text
 
@@ -58,6 +60,15 @@ def test_it_is_quantized_and_runs_in_integers(trained, name):
     np.testing.assert_allclose(found, simulated, atol=1e-4 * np.abs(simulated).max())
     exact = jax.jit(run.model.apply)({"params": run.params}, ids)
     assert 0 < np.abs(simulated - exact).max() < 0.3 * np.abs(exact).max()
+
+
+def test_it_can_be_looked_into(trained):
+    _, evaluator = trained
+    subject = make_subject(evaluator, {"name": "new"}, [], History())
+    assert set(subject.anatomy.sites) >= {"position_sum", "layer_0/ffn_residual"}
+    assert subject.anatomy.heads.gates_LxHxT.shape == (1, 2, 16)
+    assert len(subject.anatomy.tokens) == 16
+    assert (subject.grid, subject.costs) == (None, [])
 
 
 def test_its_weights_are_written_and_read_under_their_names(trained):

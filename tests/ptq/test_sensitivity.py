@@ -64,6 +64,27 @@ def test_examples_that_only_fill_a_batch_do_not_count():
         assert again[site] == pytest.approx(increase, abs=5e-6)
 
 
+def test_embeddings_judge_by_ranges_that_are_known():
+    model, params = small_model("bert")
+    batch = {key: np.concatenate([x, x[:1] * 0 + 5]) for key, x in small_batch("bert").items()}
+    batch["example_weight"] = np.array([1, 1, 1, 0], np.float32)
+    quantized = with_quant(model, QuantSpec(3, 3))
+    ranges = calibrate(quantized, params, [small_batch("bert")])
+    found = sensitivity(quantized, params, (), [batch], fidelity=True, ranges=ranges)
+    site = "layer_0/ffn_residual"
+    alone = with_quant(model, QuantSpec(3, 3, float_sites=rf"(?!{site}$).*"))
+    both = [{"params": params, "ranges": ranges}, {"params": params}]
+    pooled, exact = (
+        np.asarray(m.apply(variables, batch, method="features").pooled_BxD, np.float64)[:3]
+        for m, variables in zip((alone, model), both, strict=True)
+    )
+    lengths = np.linalg.norm(pooled, axis=1) * np.linalg.norm(exact, axis=1)
+    expected = 1.0 - np.mean(np.sum(pooled * exact, axis=1) / lengths)
+    # Cosines near 1 are float32, and so is what they lack of it.
+    assert dict(found)[site] == pytest.approx(expected, abs=1e-6)
+    assert expected > 1e-3
+
+
 def test_a_scheme_that_quantizes_nothing_is_an_error():
     model, params = small_model("bert")
     batch = small_batch("bert")
