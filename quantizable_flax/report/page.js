@@ -37,6 +37,9 @@
       }
     }
     layout.width = width;
+    // A map of tokens is about as high as it is wide.
+    const map = data[0].type === "heatmap" && data[0].z.length > 16;
+    if (narrow && map) layout.height = Math.min(layout.height, width + 60);
     if (narrow && layout.showlegend) layout.height += 60; // its lines stand below each other
     at.style.height = `${layout.height}px`;
     layout.font = { color: colours.text, size: narrow ? 11 : 12, family: "system-ui, sans-serif" };

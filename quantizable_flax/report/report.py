@@ -186,7 +186,8 @@ def _cost_bars(name: str, costs: Sequence[SiteCost], unit: str) -> Chart:
     return Chart(
         figure,
         f"{name}: the {len(costs)} dearest sites",
-        f"First of all {told}. Give these more bits, ranges per token, or none.",
+        f"First of all {told}. Give these more bits or ranges per token "
+        "first, or leave them in floating point.",
         f"Bars of the {unit} of {name} by quantized site; the dearest is {told}.",
         "half" if len(costs) <= SHOWN_SITES else "whole",
     )
