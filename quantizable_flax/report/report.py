@@ -31,8 +31,8 @@ OF_SITES = (
 )
 OF_GRID = (
     "Of the sites of hidden states, the one with the largest infinity norm, and the calibrated "
-    "grid over its values, whose levels are the vertical lines. Far outliers pull them apart, and what stands between two of "
-    "them becomes one number."
+    "grid over its values, whose levels are the vertical lines. Far outliers pull them apart, and "
+    "what stands between two of them becomes one number."
 )
 OF_CARRIERS = (
     f"At the same site. An outlier is a value further than {SIGMAS:g} standard deviations from the "

@@ -68,8 +68,8 @@ def _where(subject: Subject) -> str:
     values = subject.anatomy.worst
     norm = subject.anatomy.sites[values.site].inf_norm
     return (
-        f"The largest hidden states pass at {plain(values.site)} ({values.site}): {number(norm)} in "
-        f"an average example, where 99 % of the values lie between {number(values.bulk[0])} and "
+        f"The largest hidden states pass at {plain(values.site)} ({values.site}): {number(norm)} "
+        f"in an average example, where 99 % of the values lie between {number(values.bulk[0])} and "
         f"{number(values.bulk[1])}."
     )
 
