@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from quantizable_flax.nn.layers import quantized_param
+from quantizable_flax.nn.norm import unit_mean_square
 from quantizable_flax.quantization.spec import QuantSpec
 from quantizable_flax.quantization.tensor import apart, beside, values
 from quantizable_flax.quantization.weight_site import WeightSite
@@ -40,6 +41,5 @@ class HeadNorm(nn.Module):
         x = y.astype(jnp.float32).reshape(*y.shape[:-1], self.num_heads, size)
         if self.quant is not None:
             x = apart(x)
-        mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(mean_square + EPSILON) * beside(scale_K, x)
+        x = unit_mean_square(x, EPSILON) * beside(scale_K, x)
         return x.reshape(y.shape).astype(y.dtype)

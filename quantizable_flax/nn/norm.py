@@ -50,9 +50,13 @@ class Norm(nn.Module):
             x = apart(x)
         if self.kind == "layer_norm":
             x = x - jnp.mean(x, axis=-1, keepdims=True)
-        square = jnp.mean(x * x, axis=-1, keepdims=True)
-        y = x * jax.lax.rsqrt(square + self.epsilon) * beside(scale, x)
+        y = unit_mean_square(x, self.epsilon) * beside(scale, x)
         if bias is not None:
             y = y + beside(bias, x)
         y = constrain(y.astype(self.dtype), *("batch", "length")[: y.ndim - 1], None)
         return Site(self.quant, name="output")(y)
+
+
+def unit_mean_square(x: jax.Array, epsilon: float) -> jax.Array:
+    """`x / sqrt(mean(x^2) + epsilon)` over the last axis."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)

@@ -13,7 +13,7 @@ from quantizable_flax.nn.softmax_config import SoftmaxConfig
 from quantizable_flax.onnx.gate import GATE, gate
 from quantizable_flax.onnx.graph import Graph
 from quantizable_flax.onnx.grids import Value
-from quantizable_flax.onnx.layers import Build, dense, float_reason
+from quantizable_flax.onnx.layers import Build, dense, float_reason, rms_norm
 from quantizable_flax.quantization.spec import QuantSpec
 
 LOWEST = float(np.finfo(np.float32).min)
@@ -117,10 +117,7 @@ def _head_norm(build: Build, name: str, spec: QuantSpec | None, graph: Graph, x:
         scale = sites.rounded(f"{path}/weight", "scale", spec and spec.for_layer_norm())
         heads, size = config.num_heads, config.hidden_size // config.num_heads
         split = graph.node("Reshape", x, graph.constant([-1, heads, size], np.int64))
-        squares, last = graph.node("Mul", split, split), graph.constant([-1], np.int64)
-        mean = graph.node("ReduceMean", squares, last, keepdims=1)
-        root = graph.node("Sqrt", graph.node("Add", mean, graph.constant(EPSILON)))
-        normed = graph.node("Mul", graph.node("Div", split, root), graph.array("scale", scale))
+        normed = rms_norm(graph, split, graph.array("scale", scale), EPSILON)
         return graph.node("Reshape", normed, graph.constant([-1, config.hidden_size], np.int64))
 
 

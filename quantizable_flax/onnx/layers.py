@@ -118,7 +118,7 @@ def layer_norm(build: Build, x: Value, name: str, spec: QuantSpec | None) -> Val
                 names = graph.array("scale", scale), graph.array("bias", np.asarray(module["bias"]))
                 y = graph.node("LayerNormalization", x.name, *names, axis=-1, epsilon=epsilon)
             else:
-                y = _rms_norm(graph, x.name, graph.array("scale", scale), epsilon)
+                y = rms_norm(graph, x.name, graph.array("scale", scale), epsilon)
         return sites.activation(y, "output", spec)
 
 
@@ -135,8 +135,8 @@ def added(graph: Graph, x: Value, y: Value) -> str:
         return graph.node("Sum" if on_grids else "Add", x.name, y.name)
 
 
-def _rms_norm(graph: Graph, x: str, scale: str, epsilon: float) -> str:
-    """Of its parts: the operator RMSNormalization is of opset 23."""
+def rms_norm(graph: Graph, x: str, scale: str, epsilon: float) -> str:
+    """Over the last axis, of its parts: the operator RMSNormalization is of opset 23."""
     square = graph.node("Mul", x, x)
     mean = graph.node("ReduceMean", square, graph.constant([-1], np.int64), keepdims=1)
     root = graph.node("Sqrt", graph.node("Add", mean, graph.constant(epsilon)))
