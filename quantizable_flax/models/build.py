@@ -175,4 +175,6 @@ def attention_label(config: ml_collections.ConfigDict) -> str:
         parts.append("QK-norm")
     if attention.gate != "none":
         parts.append(f"gated ({attention.gate.replace('_', ' ')})")
+    if registers := config.model.get("num_registers", 0):
+        parts.append(f"{registers} register{'s' * (registers > 1)}")
     return " + ".join(parts) or "vanilla"

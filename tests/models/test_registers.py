@@ -9,7 +9,7 @@ import pytest
 
 from quantizable_flax import UserError, build_model
 from quantizable_flax.interop import to_state_dict
-from quantizable_flax.models.build import with_config
+from quantizable_flax.models.build import attention_label, with_config
 from quantizable_flax.training.optimizer import decay_mask
 from tests.helpers import is_key_bias, pairs
 from tests.ptq.int8_case import batch_of
@@ -158,6 +158,19 @@ def test_alpha_and_the_mesh_count_registers_and_positions_do_not():
         # All positions for words: registers need none.
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 12), jnp.int32))
         assert "embeddings" in shapes["params"]
+
+
+def test_a_row_of_a_table_names_every_method():
+    assert attention_label(small_config("bert")) == "vanilla"
+    assert attention_label(small_config("vit", num_registers=COUNT)) == "3 registers"
+    every = {
+        **{"softmax": "clipped", "alpha": 0.5, "length_normalised": True, "sink": "learned"},
+        **{"qk_norm": True, "gate": "value"},
+    }
+    assert attention_label(small_config("opt", every, num_registers=1)) == (
+        "clipped softmax (alpha=0.5, length-normalised) + learned sink + QK-norm + gated (value) "
+        "+ 1 register"
+    )
 
 
 def test_registers_are_not_decayed_and_start_as_other_tables():
