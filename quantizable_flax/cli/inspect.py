@@ -97,9 +97,10 @@ def _write(
     """Prints the findings and the table, and writes the files; whichever fails, the others are."""
     found = headline(subject, settings)
     title = f"{subject.name}: where its outliers are, and what INT8 would cost"
-    lead = [*found, used(subject, evaluator.config, time.monotonic() - began)]
+    lead = [*found, used(subject, evaluator.config)]
+    seconds = time.monotonic() - began
     with contextlib.ExitStack() as outputs:
-        outputs.callback(tables.print_text, f"Wrote {page}.")
+        outputs.callback(tables.print_text, f"Wrote {page}, {seconds:.0f} s.")
         outputs.callback(tables.print_table, [subject.row], settings)
         outputs.callback(tables.print_findings, found)
         text = report([subject], settings, title=title, lead=lead)

@@ -11,6 +11,8 @@ from plotly.offline import get_plotlyjs
 Pairs = Sequence[tuple[Any, float]]
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+# Behind white numbers, so that they are read on every colour of the scale.
+SHADOW = ", ".join(["0 0 3px #000"] * 3)
 SCALE = "Cividis"  # made for all kinds of colour vision, and as light or dark on either ground
 
 
@@ -106,6 +108,7 @@ def heatmap(
         text=[[f"{v:,.{digits}f}" for v in row] for row in shown] if written else None,
         texttemplate="%{text}" if written else None,
         showscale=not written,
+        textfont={"shadow": SHADOW, "color": "white"},
         hovertemplate=f"%{{y}} · %{{x}}: %{{z:,.{max(digits, 2)}f}}<extra></extra>",
     )
     finished = _finished(figure, x, y, height, legend=False)

@@ -152,8 +152,8 @@ def favourite(head: HeadMap, tokens: Sequence[str]) -> str:
     )
 
 
-def used(subject: Subject, config: ConfigDict, seconds: float) -> str:
-    """On what a model was looked at, and how long that took."""
+def used(subject: Subject, config: ConfigDict) -> str:
+    """On what a model was looked at."""
     values, data, quant = subject.anatomy.worst, config.data, config.quant
     source = data.source if data.source != "auto" else (data.files or "the embedded data")
     length = f" of {data.seq_len} tokens" if "seq_len" in data else ""
@@ -162,8 +162,7 @@ def used(subject: Subject, config: ConfigDict, seconds: float) -> str:
     return (
         f"Looked at: {source}; the figures on {batches} of {config.eval.batch_size} "
         f"examples{length}, the pictures on {values.examples} examples, ranges from "
-        f"{quant.calibration_batches} batches of {quant.calibration_batch_size}; "
-        f"{seconds:.0f} s in all."
+        f"{quant.calibration_batches} batches of {quant.calibration_batch_size}."
     )
 
 
