@@ -27,9 +27,9 @@
       if (trace.type === "heatmap") {
         trace.colorbar = { ...trace.colorbar, tickfont: { color: colours.text }, outlinewidth: 0 };
         // Numbers in cells that are too small for them give way to a scale.
-        const digits = trace.texttemplate && Math.max(...trace.text.flat().map((t) => t.length));
+        const digits = Math.max(0, ...(layout.annotations || []).map(({ text }) => text.length));
         if (digits && trace.z[0].length * (7 * digits + 6) > width - 150) {
-          delete trace.texttemplate;
+          delete layout.annotations;
           trace.showscale = true;
         }
       } else if (trace.meta !== undefined) {

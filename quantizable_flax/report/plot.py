@@ -11,8 +11,7 @@ from plotly.offline import get_plotlyjs
 Pairs = Sequence[tuple[Any, float]]
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-# Behind white numbers, so that they are read on every colour of the scale.
-SHADOW = ", ".join(["0 0 3px #000"] * 3)
+MIDDLE = 0.45  # of the scale: black numbers stand out above, white ones below
 SCALE = "Cividis"  # made for all kinds of colour vision, and as light or dark on either ground
 
 
@@ -93,10 +92,11 @@ def heatmap(
     """A map of numbers [rows, columns], the first row on top, from 0 to the largest or `top`."""
     figure = go.Figure()
     shown = np.round(np.asarray(z, np.float64), 5)
+    highest = float(top if top is not None else max(shown.max(), 1e-9))
     figure.add_heatmap(
         z=shown.tolist(),
         zmin=0.0,
-        zmax=float(top if top is not None else max(shown.max(), 1e-9)),
+        zmax=highest,
         colorscale=SCALE,
         colorbar={
             "title": {"text": unit, "side": "right"},
@@ -105,17 +105,30 @@ def heatmap(
         },
         xgap=1 if max(shown.shape) <= 24 else 0,
         ygap=1 if max(shown.shape) <= 24 else 0,
-        text=[[f"{v:,.{digits}f}" for v in row] for row in shown] if written else None,
-        texttemplate="%{text}" if written else None,
         showscale=not written,
-        textfont={"shadow": SHADOW, "color": "white"},
         hovertemplate=f"%{{y}} · %{{x}}: %{{z:,.{max(digits, 2)}f}}<extra></extra>",
     )
     finished = _finished(figure, x, y, height, legend=False)
     finished["layout"]["yaxis"]["autorange"] = "reversed"
     for name in ("xaxis", "yaxis"):
         finished["layout"][name]["showgrid"] = False
+    if written:
+        finished["layout"]["annotations"] = _numbers(shown, highest, digits)
     return finished
+
+
+def _numbers(z: np.ndarray, top: float, digits: int) -> list[dict[str, Any]]:
+    """What stands in the cells of a map."""
+    return [
+        {
+            "x": column,
+            "y": row,
+            "text": f"{value:,.{digits}f}",
+            "showarrow": False,
+            "font": {"color": "#000000" if value > MIDDLE * top else "#ffffff"},
+        }
+        for (row, column), value in np.ndenumerate(z)
+    ]
 
 
 def over_picture(
