@@ -1,1 +1,1 @@
-"""Metrics, outliers, the study of a run, tables and reports."""
+"""Metrics, outliers, the study of a run, tables."""

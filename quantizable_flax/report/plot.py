@@ -186,9 +186,8 @@ def histogram(
       height: of the figure.
     """
     figure = go.Figure()
-    centres = (edges[:-1] + edges[1:]) / 2
     figure.add_bar(
-        x=centres.tolist(),
+        x=((edges[:-1] + edges[1:]) / 2).tolist(),
         y=counts_N.tolist(),
         width=float(edges[1] - edges[0]),
         name="values",
@@ -196,36 +195,25 @@ def histogram(
     )
     top = float(max(counts_N.max(), 1e-9))
     if len(levels):
-        xs = [v for level in levels for v in (level, level, None)]
-        ys = [v for _ in levels for v in (0.0, 1.06 * reach * top, None)]
-        figure.add_scatter(
-            x=xs,
-            y=ys,
-            mode="lines",
-            line={"width": 1},
-            name="levels of the grid",
-            meta=1,
-            hoverinfo="x",
-        )
+        ends = (0.0, 1.06 * reach * top, None)
+        xs, ys = [v for at in levels for v in (at, at, None)], [*ends] * len(levels)
+        _add(figure, "levels of the grid", xs, ys, meta=1, mode="lines", line={"width": 1})
     if len(marks):
-        figure.add_scatter(
-            x=list(marks),
-            y=[0.0] * len(marks),
-            mode="markers",
-            marker={"symbol": "line-ns-open", "size": 14, "line": {"width": 2}},
-            name="least and largest",
-            meta=3,
-            hoverinfo="x",
-        )
+        stroke = {"symbol": "line-ns-open", "size": 14, "line": {"width": 2}}
+        zeros = [0.0] * len(marks)
+        _add(figure, "least and largest", list(marks), zeros, meta=3, marker=stroke)
     if band is not None:
         figure.add_vrect(x0=band[0], x1=band[1], line_width=0, fillcolor="#888888", opacity=0.25)
-        figure.add_scatter(
-            x=[None], y=[None], mode="markers", name="99 % of the values",
-            marker={"symbol": "square", "size": 12, "color": "rgba(136,136,136,0.5)"},
-        )  # fmt: skip
+        square = {"symbol": "square", "size": 12, "color": "rgba(136,136,136,0.5)"}
+        _add(figure, "99 % of the values", [None], [None], marker=square)  # of the legend alone
     finished = _finished(figure, x, y._replace(last=1.08 * top, first=0.0), height, legend=True)
     finished["layout"]["bargap"] = 0
     return finished
+
+
+def _add(figure: go.Figure, name: str, x: list[Any], y: list[Any], **options: Any) -> None:
+    """Strokes or marks over a histogram."""
+    figure.add_scatter(x=x, y=y, name=name, hoverinfo="x", **{"mode": "markers", **options})
 
 
 def _finished(figure: go.Figure, x: Axis, y: Axis, height: int, *, legend: bool) -> dict[str, Any]:
