@@ -27,7 +27,7 @@ import jax
 from benchmarks.results_table import write_table
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = "w8a8,w6a6,w4a8,w8a8+smooth,w6a6+smooth"
+SETTINGS = "w8a8,w6a6,w4a8,w8a8+smooth,w6a6+smooth,w8a8+hadamard,w6a6+hadamard"
 Row = dict[str, Any]
 
 
@@ -47,17 +47,24 @@ class Study:
         wanted = [(method, seed) for seed in self.options.seeds for method in methods]
         return [pair for pair in wanted if pair not in known]
 
+    def settings(self, method: str) -> str:
+        """What a method is evaluated in: SmoothQuant needs a scale for each channel."""
+        config = recipe(self.options.family).get_config(method)
+        wanted = self.options.quant.split(",")
+        single = config.model.norm == "rms_norm_single"
+        return ",".join(name for name in wanted if not (single and "+smooth" in name))
+
     def run(self, method: str, seed: int, cores: set[int] | None) -> None:
         """Trains and evaluates one model, and keeps its row."""
         folder = Path(self.options.workdirs) / self.options.family / f"{method}-{seed}"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        recipe = f"configs/results_{self.options.family}.py:{method}"
+        file = f"configs/results_{self.options.family}.py:{method}"
         given = [f"--config.seed={seed}", *self.overrides]
         found = folder.with_suffix(".json")
         commands = [
-            ["train.py", f"--config={recipe}", f"--workdir={folder}", *given],
-            ["eval.py", f"--workdir={folder}", f"--quant={self.options.quant}", f"--json={found}",
-             f"--calibration_seeds={self.options.calibration_seeds}"],
+            ["train.py", f"--config={file}", f"--workdir={folder}", *given],
+            ["eval.py", f"--workdir={folder}", f"--quant={self.settings(method)}",
+             f"--json={found}", f"--calibration_seeds={self.options.calibration_seeds}"],
         ]  # fmt: skip
         with open(folder.with_suffix(".log"), "a") as log:
             for command in commands:
@@ -86,6 +93,11 @@ class Study:
             part.write_text(json.dumps(self.rows, indent=1) + "\n")
             part.replace(self.file)
             write_table(self.file)
+
+
+def recipe(family: str) -> Any:
+    """The module of a family's recipe."""
+    return importlib.import_module(f"configs.results_{family}")
 
 
 def _call(command: list[str], log: Any, cores: set[int] | None) -> None:
@@ -122,7 +134,7 @@ def main() -> None:
     parser.add_argument("--workdirs", default="runs/results")
     options, overrides = parser.parse_known_args()
     wrong = [argument for argument in overrides if not argument.startswith("--config.")]
-    known = list(importlib.import_module(f"configs.results_{options.family}").VARIANTS)
+    known = list(recipe(options.family).VARIANTS)
     methods = options.methods.split(",") if options.methods else known
     wrong += sorted(set(methods) - set(known))
     if wrong:

@@ -45,14 +45,18 @@ def line(method: str, rows: list[Row], settings: list[str]) -> list[str]:
     cells = [method, str(len(rows))]
     cells += [spread([row[key] for row in rows]) for key in ("fp", "max_inf_norm", "avg_kurtosis")]
     for setting in settings:
-        mean, deviation = pooled(rows, setting)
-        cells.append(f"{mean:+.3f} ± {deviation:.3f}")
+        if setting in rows[0]:
+            mean, deviation = pooled(rows, setting)
+            cells.append(f"{mean:+.3f} ± {deviation:.3f}")
+        else:  # a setting that refuses the method
+            cells.append("")
     return [*cells, str(rows[0]["steps"]), number(sum(r["seconds"] for r in rows) / len(rows))]
 
 
 def table(rows: list[Row]) -> str:
     """All methods, those first whose first setting costs least."""
-    settings = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
+    found = [key.removesuffix("_std") for row in rows for key in row if key.endswith("_std")]
+    settings = list(dict.fromkeys(found))
     methods: dict[str, list[Row]] = {}
     for row in rows:
         methods.setdefault(row["method"], []).append(row)

@@ -10,6 +10,9 @@ from typing import Any
 Change = Callable[[Any], None]
 Keys = Mapping[str, Any]
 
+SINGLE = {"model.norm": "rms_norm_single"}
+MUON = {"optimizer.name": "muon"}
+
 
 def methods(pi_init: float) -> dict[str, Keys]:
     """Name -> keys of a configuration; gates start open with the probability pi_init."""
@@ -23,9 +26,24 @@ def methods(pi_init: float) -> dict[str, Keys]:
         "gated": gate("linear"),
         "gated_mlp": gate("mlp"),
         "output_gate_head": gate("all_heads_linear"),
+        "output_gate_element": gate("elementwise"),
+        "value_gate": gate("value"),
         "softmax1": {"model.attention.sink": "zero"},
         "learned_sink": {"model.attention.sink": "learned"},
+        "qk_norm": {"model.attention.qk_norm": True},
+        "registers": {"model.num_registers": 4},
+        "outlier_loss": {"penalty.weight": 0.01},
+        "rms_norm_single": SINGLE,
+        "muon": MUON,
+        "muon_rms_norm_single": {**MUON, **SINGLE},
     }
+
+
+def causal_methods(pi_init: float) -> dict[str, Keys]:
+    """The same, and what a causal model has beside."""
+    known = methods(pi_init)
+    by_row = {**known["clipped"], "model.attention.length_normalised": True}
+    return {**known, "clipped_by_row": by_row}
 
 
 def variants(known: Mapping[str, Keys]) -> dict[str, Change]:

@@ -7,10 +7,10 @@ library. `make results-opt` trains all of them with two seeds and writes docs/re
 """
 
 from configs import opt_tiny
-from configs._methods import methods, variants
+from configs._methods import causal_methods, variants
 from quantizable_flax.config import apply_variant
 
-VARIANTS = variants(methods(pi_init=0.25))
+VARIANTS = variants(causal_methods(pi_init=0.25))
 
 
 def get_config(variant="vanilla"):

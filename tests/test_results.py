@@ -103,6 +103,18 @@ def test_what_has_a_row_is_not_run_again(study):
     assert kept["method"] == "vanilla"
 
 
+def test_a_setting_that_refuses_a_method_leaves_an_empty_cell(study):
+    study, _ = study
+    study.options.quant = "w8a8,w8a8+smooth"
+    assert study.settings("vanilla") == "w8a8,w8a8+smooth"
+    assert study.settings("rms_norm_single") == "w8a8"
+    smooth = {"w8a8+smooth": 80.0, "w8a8+smooth_std": 0.0}
+    rows = [row("vanilla", 0, 90.0, [80.0, 81.0], **smooth), row("other", 0, 90.0, [70.0, 71.0])]
+    first, second = table(rows).splitlines()[-2:]
+    assert "+10.000 ± 0.000" in first
+    assert "|  |" in second
+
+
 @pytest.mark.parametrize("family", ["bert", "opt", "vit"])
 def test_every_method_is_a_variant(family):
     recipe = importlib.import_module(f"configs.results_{family}")

@@ -82,10 +82,9 @@ def choose(kernel: str, softmax: SoftmaxFn, mask: Any, *qkv: Any) -> str:
     return kernel
 
 
-def _few(softmax: SoftmaxConfig, k: Any) -> bool:
+def _few(softmax: Any, k: Any) -> bool:
     """Whether whole matrices of scores over so few keys are no slower than blocks."""
-    clips = (softmax.gamma, softmax.zeta) != (0.0, 1.0)
-    least = CLIPPED_BLOCKS_FROM if clips else BLOCKS_FROM
+    least = CLIPPED_BLOCKS_FROM if softmax.kind == "clipped" else BLOCKS_FROM
     return k.shape[1] < least.get(platform(), 0)
 
 

@@ -62,8 +62,8 @@ def _embeddings(build: Build, ids: str, mask: str, types: str | None, batch: str
         x = lookup(build, ids, "word", quant)  # [B, T, D]
         if config.type_vocab_size:
             types = types or graph.constant([[0]], np.int64)
-            x = added(graph, x, lookup(build, types, "token_type", quant))
-            x = sites.activation(x, "word_type_sum", quant)
+            total = added(graph, x, lookup(build, types, "token_type", quant))
+            x = sites.activation(total, "word_type_sum", quant)
         position = lookup(build, _rows(build, ids, mask), "position", quant)
         total = added(graph, x, position)
         if config.num_registers:
