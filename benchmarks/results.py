@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +26,9 @@ from typing import Any
 import jax
 
 from benchmarks.results_table import write_table
+from quantizable_flax.config import default_config
+from quantizable_flax.errors import UserError
+from quantizable_flax.ptq.settings import make_spec, parse_setting
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = "w8a8,w6a6,w4a8,w8a8+smooth,w6a6+smooth,w8a8+hadamard,w6a6+hadamard"
@@ -47,6 +51,10 @@ class Study:
         wanted = [(method, seed) for seed in self.options.seeds for method in methods]
         return [pair for pair in wanted if pair not in known]
 
+    def folder(self, method: str, seed: int) -> Path:
+        """The workdir of a run; its log and row lie beside it."""
+        return Path(self.options.workdirs) / self.options.family / f"{method}-{seed}"
+
     def settings(self, method: str) -> str:
         """What a method is evaluated in: SmoothQuant needs a scale for each channel."""
         config = recipe(self.options.family).get_config(method)
@@ -56,7 +64,7 @@ class Study:
 
     def run(self, method: str, seed: int, cores: set[int] | None) -> None:
         """Trains and evaluates one model, and keeps its row."""
-        folder = Path(self.options.workdirs) / self.options.family / f"{method}-{seed}"
+        folder = self.folder(method, seed)
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = f"configs/results_{self.options.family}.py:{method}"
         given = [f"--config.seed={seed}", *self.overrides]
@@ -100,13 +108,34 @@ def recipe(family: str) -> Any:
     return importlib.import_module(f"configs.results_{family}")
 
 
+RUNNING: set[subprocess.Popen] = set()
+
+
 def _call(command: list[str], log: Any, cores: set[int] | None) -> None:
     """Runs a command of the checkout on some of the cores; raises CalledProcessError."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    RUNNING.add(process)
     if cores is not None:
         os.sched_setaffinity(process.pid, cores)
-    if process.wait():
-        raise subprocess.CalledProcessError(process.returncode, command)
+    code = process.wait()
+    RUNNING.discard(process)
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Takes what runs along: its locks would refuse the next try."""
+    for process in list(RUNNING):
+        process.terminate()
+    for process in list(RUNNING):
+        process.wait()
+    os._exit(128 + number)
+
+
+def last_line(file: Path) -> str:
+    """Of a log: why a command failed."""
+    lines = file.read_text(errors="replace").split("\n") if file.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "it says nothing")
 
 
 def shares(jobs: int) -> list[set[int] | None]:
@@ -117,16 +146,19 @@ def shares(jobs: int) -> list[set[int] | None]:
     return [set(cores[i::jobs]) for i in range(jobs)]
 
 
-def main() -> None:
-    """Runs what is missing, and says what failed."""
+def numbers(text: str) -> list[int]:
+    """Reads `0,1`."""
+    return [int(part) for part in text.split(",")]
+
+
+def _arguments() -> tuple[argparse.Namespace, list[str], list[str]]:
+    """The options, overrides of configurations, and methods; a wrong one ends the program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--family", choices=("bert", "opt", "vit"), default="bert")
     parser.add_argument("--methods", default="", help="variants of the recipe; default: all")
-    parser.add_argument(
-        "--seeds", type=lambda text: [int(x) for x in text.split(",")], default=[0, 1]
-    )
+    parser.add_argument("--seeds", type=numbers, default=[0, 1], help="of training, as 0,1")
     parser.add_argument("--calibration_seeds", type=int, default=3)
     parser.add_argument("--quant", default=SETTINGS)
     parser.add_argument("--jobs", type=int, default=1)
@@ -135,11 +167,29 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     wrong = [argument for argument in overrides if not argument.startswith("--config.")]
     known = list(recipe(options.family).VARIANTS)
-    methods = options.methods.split(",") if options.methods else known
+    methods = [name for name in options.methods.split(",") if name] or known
     wrong += sorted(set(methods) - set(known))
     if wrong:
         parser.error(f"unknown: {', '.join(wrong)}; methods are {', '.join(known)}")
+    if options.jobs < 1 or options.calibration_seeds < 1:
+        parser.error("--jobs and --calibration_seeds must be at least 1")
+    try:
+        for name in options.quant.split(","):
+            make_spec(default_config(options.family), parse_setting(name))
+    except UserError as error:
+        parser.error(str(error))
+    return options, overrides, methods
+
+
+def main() -> None:
+    """Runs what is missing, and says what failed."""
+    options, overrides, methods = _arguments()
+    signal.signal(signal.SIGTERM, _stop)
     study = Study(options, overrides)
+    missing = study.missing(methods)
+    kept = len(methods) * len(options.seeds) - len(missing)
+    if kept:
+        print(f"{kept} rows are in {study.file} already and stay: delete one to have it anew")
     free: queue.Queue[set[int] | None] = queue.Queue()
     for share in shares(options.jobs):
         free.put(share)
@@ -150,13 +200,15 @@ def main() -> None:
             study.run(*pair, share)
             print(f"{pair[0]}, seed {pair[1]}: done", flush=True)
         except subprocess.CalledProcessError as error:
-            return f"{pair[0]}, seed {pair[1]}: {error}; its .log lies in {options.workdirs}"
+            log = study.folder(*pair).with_suffix(".log")
+            command = Path(error.cmd[1]).name
+            return f"{pair[0]}, seed {pair[1]}: {command} failed: {last_line(log)} ({log})"
         finally:
             free.put(share)
         return None
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        failed = [text for text in pool.map(one, study.missing(methods)) if text]
+        failed = [text for text in pool.map(one, missing) if text]
     if study.file.exists():
         write_table(study.file)
     if failed:

@@ -89,6 +89,7 @@ def test_eval_floating_point_only_on_other_data(folder, tmp_path):
         ([CLIPPED, "--config.model.hiden_size=3"], ["key model.hiden_size", "'hidden_size'"]),
         ([CLIPPED, "--config.modle.name=x"], ["key modle.name", "'model'"]),
         ([CLIPPED, "--config.train.steps=many"], ["config.train.steps"]),
+        ([CLIPPED, "--config.distill.outliers=1.0"], ["which is penalty.weight now"]),
         ([CLIPPED, "--config.model.attention.gate=liner"], ["'liner'", "'linear'"]),
         ([CLIPPED, "--config.model.attention.alpha=-1.0"], ["alpha >= 0", "-1.0"]),
         (

@@ -115,6 +115,32 @@ def test_a_setting_that_refuses_a_method_leaves_an_empty_cell(study):
     assert "|  |" in second
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--methods=vanila"], "unknown: vanila; methods are vanilla, "),
+        (["--quant=w99a99"], "must be in 2..16, found 99"),
+        (["--jobs=0"], "must be at least 1"),
+        (["--seeds=a"], "invalid numbers value: 'a'"),
+        (["--steps=3"], "unknown: --steps=3"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(monkeypatch, capsys, arguments, sentence):
+    monkeypatch.setattr("sys.argv", ["results", *arguments])
+    monkeypatch.setattr(results, "Study", None)  # nothing gets as far
+    with pytest.raises(SystemExit) as stopped:
+        results.main()
+    assert stopped.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_failure_is_told_with_its_reason(tmp_path):
+    log = tmp_path / "x.log"
+    log.write_text("step 1\nerror: what it was\n\n")
+    assert results.last_line(log) == "error: what it was"
+    assert results.last_line(tmp_path / "none.log") == "it says nothing"
+
+
 @pytest.mark.parametrize("family", ["bert", "opt", "vit"])
 def test_every_method_is_a_variant(family):
     recipe = importlib.import_module(f"configs.results_{family}")

@@ -13,7 +13,7 @@ from quantizable_flax.cli import export, program
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluation import tables
 from quantizable_flax.evaluation.study import make_evaluator, result_row
-from quantizable_flax.ptq.settings import Setting, check_spec, make_spec, parse_setting
+from quantizable_flax.ptq.settings import Setting, check_setting, parse_setting
 from quantizable_flax.quantization.spec import BACKENDS
 from quantizable_flax.report.report import report, sensitivity_report
 from quantizable_flax.report.subject import Subject, make_subject
@@ -93,7 +93,7 @@ def _run(workdirs: list[str], settings: list[Setting], overrides: list[str]) -> 
         if run.is_int8 and (settings or FLAGS.sensitivity or FLAGS.export_int8):
             raise UserError(f"{workdir} is an INT8 model already: evaluate it with --quant=none.")
         for setting in settings:
-            check_spec(run.model, make_spec(run.config, setting))
+            check_setting(run.model, run.config, setting)
     if FLAGS.export_int8 or FLAGS.sensitivity:
         run, setting = _one(
             "--export_int8" if FLAGS.export_int8 else "--sensitivity", runs, settings

@@ -15,7 +15,7 @@ from quantizable_flax.evaluation.study import make_evaluator
 from quantizable_flax.onnx.opsets import LEAST, check_opset
 from quantizable_flax.pretrained.write import to_huggingface
 from quantizable_flax.ptq.int8 import count_products, size_in_bytes
-from quantizable_flax.ptq.settings import Setting, check_spec, make_spec, parse_setting
+from quantizable_flax.ptq.settings import Setting, check_setting, make_spec, parse_setting
 from quantizable_flax.ptq.trained import learns_ranges
 from quantizable_flax.quantization.learned import without_grids
 from quantizable_flax.quantization.spec import INT8_BITS, QuantSpec
@@ -115,7 +115,7 @@ def _int8() -> "Write":
 
     def write(run: Run, folder: epath.Path) -> None:
         setting = given or default_setting(run)
-        check_spec(run.model, make_spec(run.config, setting))
+        check_setting(run.model, run.config, setting)
         write_int8(run, setting, folder, FLAGS.batch_size, FLAGS.calibration_seed)
 
     return write
@@ -134,7 +134,7 @@ def write_int8(
 
     Args:
       run: in floating point, with the configuration to calibrate by.
-      setting: bits and options, which fit the model (`check_spec`).
+      setting: bits and options, which fit the model (`check_setting`).
       folder: a new or empty one.
       batch_size: of the program.
       seed: of the calibration batches.

@@ -16,7 +16,7 @@ from quantizable_flax.data.tasks import make_task
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import tables
 from quantizable_flax.evaluation.study import Evaluator, make_evaluator, result_row
-from quantizable_flax.ptq.settings import check_spec, make_spec, parse_setting
+from quantizable_flax.ptq.settings import check_setting, parse_setting
 from quantizable_flax.report.record import record
 from quantizable_flax.report.report import report
 from quantizable_flax.report.subject import Subject, make_subject
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{workdir} is an INT8 model already: look into the run that it came from.")
     run = override_run(run, overrides)
     for setting in settings:
-        check_spec(run.model, make_spec(run.config, setting))
+        check_setting(run.model, run.config, setting)
     (name,) = row_names({workdir: run})
     page = FLAGS.report or f"{Path(name).name}.html"
     tables.check_writable(page)

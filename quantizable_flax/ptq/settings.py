@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.models.build import with_quant
 from quantizable_flax.ptq.calibrate import unknown_ranges
+from quantizable_flax.ptq.smoothquant import check_smooth
 from quantizable_flax.quantization.spec import HADAMARD, QuantSpec, parse_bits, parse_coverage
 
 SMOOTH_STRENGTH = 0.5  # the published default of SmoothQuant
@@ -161,6 +162,13 @@ def check_spec(model: nn.Module, spec: QuantSpec) -> None:
     check_patterns(key, spec.patterns(), site_names(model, spec))
     if spec.hadamard:  # every rotation is traced, of whatever width
         _shapes_of_ranges(with_quant(model, dataclasses.replace(spec, backend="simulated")))
+
+
+def check_setting(model: nn.Module, config: ConfigDict, setting: Setting) -> None:
+    """Raises UserError for a setting that the model of a configuration cannot be evaluated in."""
+    check_spec(model, make_spec(config, setting))
+    if setting.smooth is not None:
+        check_smooth(model, setting.smooth)
 
 
 def check_patterns(

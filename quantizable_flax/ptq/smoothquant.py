@@ -57,6 +57,19 @@ def smooth(model: nn.Module, params: Any, batches: Iterable[Batch], strength: fl
       UserError: strength outside [0, 1], norms with one scale for all channels, no batch,
         activations that are not finite.
     """
+    check_smooth(model, strength)
+    maxima = channel_maxima(model, params, batches)
+    flat = dict(traverse_util.flatten_dict(params, sep="/"))
+    gate = model.config.gate and GATE_KERNELS[model.config.gate.kind]
+    for fold in folds(model):
+        kernels = [flat[f"{name}/kernel"] for name in fold.dense]
+        factors_D = smoothing_factors(maxima[fold.norm], kernels, strength)
+        _apply(flat, fold, gate, factors_D)
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def check_smooth(model: nn.Module, strength: float) -> None:
+    """Raises UserError for a strength outside [0, 1], or norms with one scale for all channels."""
     if not 0.0 <= strength <= 1.0:
         raise UserError(
             f"SmoothQuant's strength must be in [0, 1], found {strength}: 0.5 is the published "
@@ -67,14 +80,6 @@ def smooth(model: nn.Module, params: Any, batches: Iterable[Batch], strength: fl
             "SmoothQuant divides each channel of a norm by its own constant, found "
             "model.norm=rms_norm_single, which has one scale for all: leave +smooth out."
         )
-    maxima = channel_maxima(model, params, batches)
-    flat = dict(traverse_util.flatten_dict(params, sep="/"))
-    gate = model.config.gate and GATE_KERNELS[model.config.gate.kind]
-    for fold in folds(model):
-        kernels = [flat[f"{name}/kernel"] for name in fold.dense]
-        factors_D = smoothing_factors(maxima[fold.norm], kernels, strength)
-        _apply(flat, fold, gate, factors_D)
-    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def folds(model: nn.Module) -> list[Fold]:

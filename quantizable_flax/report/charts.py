@@ -170,7 +170,7 @@ def token_charts(subject: Subject) -> list[Chart]:
     charts = [_carriers(subject)] if values.carriers else []
     if picture is not None:
         return [*charts, _on_picture(subject, picture)]
-    tokens = subject.anatomy.tokens
+    tokens = subject.anatomy.tokens[-len(values.strip_T) :]
     kept = shown_places(len(tokens))
     names = [text(tokens[i]) for i in kept]
     place = int(values.strip_T.argmax())

@@ -33,7 +33,9 @@ def collect(model: nn.Module, params: Any, inputs: Inputs) -> Anatomy:
     worst = max(hidden, key=lambda site: sites[site].inf_norm)
     attentions = [site.removesuffix(PROBS) for site in sites if site.endswith(PROBS)]
     x_BxTxD, heads = _shown(model, params, inputs, worst, attentions)
-    values = describe(worst, x_BxTxD, inputs.visible_BxT, inputs.tokens_BxT)
+    length = x_BxTxD.shape[1]
+    tokens_BxT = [tokens_T[-length:] for tokens_T in inputs.tokens_BxT]
+    values = describe(worst, x_BxTxD, _seen(inputs.visible_BxT, length), tokens_BxT)
     picture = inputs.pictures[values.example] if inputs.pictures else None
     return Anatomy(sites, values, heads, inputs.tokens_BxT[values.example], picture)
 
@@ -105,14 +107,22 @@ def _shown(
 
 
 def _largest_example(x_BxTxD: jax.Array, visible_BxT: jax.Array) -> jax.Array:
-    seen_BxTx1 = visible_BxT[..., None].astype(x_BxTxD.dtype)
+    seen_BxTx1 = _seen(visible_BxT, x_BxTxD.shape[1])[..., None].astype(x_BxTxD.dtype)
     return jnp.argmax(jnp.max(jnp.abs(x_BxTxD) * seen_BxTx1, axis=(1, 2)))
 
 
+def _seen(visible_BxT: Any, length: int) -> Any:
+    """Of a site's own tokens: before registers come, and behind where they go, it has none."""
+    return visible_BxT[:, -length:]
+
+
 def _gate(gates: Mapping[str, Any], attention: str, config: Any) -> jax.Array | None:
-    """The gate probabilities of an attention layer [B, T or 1, H], without the scale of tuning."""
+    """The gate probabilities of an attention layer [B, T or 1, H], without the scale of tuning.
+
+    Of a gate on each element of a head's output, their mean.
+    """
     found = gates.get(f"{attention}/gate/__call__")
-    return None if found is None else found[0][..., 0] / config.gate.scale
+    return None if found is None else jnp.mean(found[0], axis=-1) / config.gate.scale
 
 
 def head_figures(

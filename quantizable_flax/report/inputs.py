@@ -49,8 +49,16 @@ def make_inputs(model: Any, task: Any, batch: Batch, most_tokens: int) -> Inputs
     ids_BxT = batch["input_ids"]
     visible_BxT = batch.get("attention_mask", np.ones_like(ids_BxT)).astype(bool)
     texts = {int(i): text_of(task.tokenizer, int(i)) for i in np.unique(ids_BxT)}
-    tokens_BxT = [[texts[int(i)] for i in ids_T] for ids_T in ids_BxT]
+    first = registers(model)
+    tokens_BxT = [[*first, *(texts[int(i)] for i in ids_T)] for ids_T in ids_BxT]
+    visible_BxT = np.pad(visible_BxT, ((0, 0), (len(first), 0)), constant_values=True)
     return Inputs(batch, visible_BxT, tokens_BxT, [])
+
+
+def registers(model: Any) -> list[str]:
+    """What its registers are called; a model of one's own may know of none."""
+    count = getattr(getattr(model, "config", None), "num_registers", 0)
+    return [f"[register {i}]" for i in range(count)]
 
 
 def text_of(tokenizer: Any, token: int) -> str:
@@ -62,7 +70,7 @@ def _of_images(model: Any, batch: Batch, most_tokens: int) -> Inputs:
     config = model.config
     side = config.image_size // config.patch_size
     first = ["[class]"] + ["[distillation]"] * (config.distillation != "none")
-    first += [f"[register {i}]" for i in range(config.num_registers)]
+    first += registers(model)
     places = [f"patch {y},{x}" for y in range(side) for x in range(side)]
     tokens_T = first + places
     rows = max(1, most_tokens // len(tokens_T))

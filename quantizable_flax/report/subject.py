@@ -78,7 +78,9 @@ def _grid(evaluator: Evaluator, settings: Sequence[Setting], values: Values) -> 
             spec = spec.for_layer_norm(final=values.site.startswith("final"))
         bits = spec.bits(values.site)
         known = None
-        if bits is not None and spec.activation_ranges == "static":
+        # The grid of a rotated site lies over other values than those that are drawn.
+        static = spec.activation_ranges == "static" and not spec.rotates(values.site)
+        if bits is not None and static:
             known = _range_of(evaluator.ranges(setting), values.site)
         if bits is not None and known is not None:
             symmetric = spec.activation_symmetric

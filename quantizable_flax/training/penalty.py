@@ -1,5 +1,6 @@
 """The term on large activations that any objective may have: `config.penalty`."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,8 +52,10 @@ def make_penalty(config: ConfigDict, model: nn.Module, method: Callable | str) -
     Raises:
       UserError: a negative weight, or as `Penalty`.
     """
-    if config.penalty.weight < 0:
-        raise UserError(f"penalty.weight must not be negative, found {config.penalty.weight}.")
+    if not 0 <= config.penalty.weight < math.inf:
+        raise UserError(
+            f"penalty.weight must be a number that is not negative, found {config.penalty.weight}."
+        )
     return Penalty(config, model, method) if config.penalty.weight else None
 
 

@@ -3,7 +3,13 @@
 import pytest
 
 from quantizable_flax import QuantSpec, UserError, build_model, default_config
-from quantizable_flax.ptq.settings import check_spec, make_spec, parse_setting, site_names
+from quantizable_flax.ptq.settings import (
+    check_setting,
+    check_spec,
+    make_spec,
+    parse_setting,
+    site_names,
+)
 from quantizable_flax.quantization.spec import HADAMARD
 from tests.small import small_config
 
@@ -112,3 +118,13 @@ def test_names_do_not_depend_on_what_is_skipped():
     assert "layer_0/attention/query/weight" in names
     assert names == site_names(model, QuantSpec(None, 4, activation_ranges="token"))
     assert set(names) < set(site_names(model, QuantSpec(head=True)))
+
+
+def test_a_setting_that_a_model_refuses_is_told_before_it_is_run():
+    config = small_config("bert", norm="rms_norm_single")
+    model = build_model(config)
+    check_setting(model, config, parse_setting("w8a8"))
+    with pytest.raises(UserError, match=r"model\.norm=rms_norm_single.*leave \+smooth out"):
+        check_setting(model, config, parse_setting("w8a8+smooth"))
+    with pytest.raises(UserError, match="strength must be in"):
+        check_setting(model, config, parse_setting("w8a8+smooth=2"))

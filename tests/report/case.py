@@ -33,9 +33,9 @@ class LettersTask:
     tokenizer = Letters()
 
 
-def planted(family: str):
+def planted(family: str, attention: dict[str, Any] | None = None, **config: Any):
     """(model, params) whose FFN output is large at one token and in one dimension."""
-    model, params = small_model(family, ATTENTION[family])
+    model, params = small_model(family, attention or ATTENTION[family], **config)
     flat = dict(traverse_util.flatten_dict(params, sep="/"))
     table, row = ("position_table", PLACE) if family == "vit" else ("word/embedding", TOKEN)
     # Behind any LayerNorm the dimension is near sqrt(32) at that token, and below 4 elsewhere.

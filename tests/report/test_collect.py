@@ -3,6 +3,7 @@
 import collections
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,12 +32,15 @@ class Look(NamedTuple):
     sites: dict[str, np.ndarray]
 
 
-@pytest.fixture(scope="module", params=["bert", "opt", "vit"])
+@pytest.fixture(
+    scope="module", params=[("bert", 0), ("bert", 2), ("opt", 0), ("opt", 2), ("vit", 0)], ids=str
+)
 def look(request) -> Look:
-    model, params = planted(request.param)
-    inputs = inputs_of(request.param, model)
+    family, registers = request.param
+    model, params = planted(family, num_registers=registers)
+    inputs = inputs_of(family, model)
     sites = captured(model, params, inputs)
-    return Look(request.param, model, params, inputs, collect(model, params, inputs), sites)
+    return Look(family, model, params, inputs, collect(model, params, inputs), sites)
 
 
 def test_every_site_has_its_figures(look):
@@ -189,3 +193,26 @@ def test_values_without_any_outlier():
     values = describe("here", x, np.ones((2, 3), bool), [["a"] * 3] * 2)
     assert (values.outliers, values.carriers, values.std) == (0, [], 0.0)
     assert values.whole.counts_N.sum() == 24
+
+
+def test_a_gate_on_each_element_is_told_by_its_mean():
+    """Element 0 of each head is open, all others are shut."""
+    model, params = planted("bert", {"gate": "elementwise"})
+    gate = params["layer_0"]["attention"]["gate"]
+    width = gate["bias"].shape[1]
+    gate["kernel"] = jnp.zeros_like(gate["kernel"])
+    gate["bias"] = jnp.full_like(gate["bias"], -20.0).at[:, 0].set(20.0)
+    heads = collect(model, params, inputs_of("bert", model)).heads
+    np.testing.assert_allclose(heads.gate_means_LxH, 1.0 / width, rtol=1e-5)
+
+
+def test_a_site_before_registers_has_the_tokens_of_the_text():
+    model, params = planted("bert", num_registers=2)
+    words, places = (params["embeddings"][name] for name in ("word", "position"))
+    words["embedding"] = words["embedding"].at[TOKEN, DIMENSION].set(1e6)
+    places["embedding"] = places["embedding"].at[jnp.array([4, 7]), DIMENSION].set(-5e5)
+    anatomy = collect(model, params, inputs_of("bert", model))
+    assert anatomy.worst.site == "embeddings/word_type_sum"
+    strip_T = anatomy.worst.strip_T
+    assert len(strip_T) == len(anatomy.tokens) - 2
+    assert anatomy.tokens[2:][int(strip_T.argmax())] == f"␣t{TOKEN}⏎"

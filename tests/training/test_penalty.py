@@ -137,7 +137,7 @@ def test_a_mesh_and_rematerialisation_change_nothing(tmp_path):
         ({"penalty__sites": "layer_0/fn_residual"}, "matches none of .* layer_0/ffn_resid"),
         ({"penalty__scale": 0.0}, r"penalty\.scale must be above 0"),
         ({"penalty__power": 0}, r"penalty\.power must be at least 1"),
-        ({"penalty__weight": -0.1}, r"penalty\.weight must not be negative"),
+        ({"penalty__weight": -0.1}, r"penalty\.weight must be a number that is not negative"),
     ],
 )
 def test_mistakes_are_one_sentence(tmp_path, changes, message):
