@@ -7,6 +7,8 @@ size, small ones take what lets them learn within minutes; each recipe says whic
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from quantizable_flax.config import apply_variant
+
 Change = Callable[[Any], None]
 Keys = Mapping[str, Any]
 
@@ -49,6 +51,15 @@ def causal_methods(pi_init: float) -> dict[str, Keys]:
 def variants(known: Mapping[str, Keys]) -> dict[str, Change]:
     """The same as what `quantizable_flax.config.apply_variant` takes."""
     return {name: _change(keys) for name, keys in known.items()}
+
+
+def a_run(config: Any, variant: str, known: Mapping[str, Change], steps: int) -> Any:
+    """Returns a configuration with one method, that trains so long and logs how outliers grow."""
+    config.train.steps = steps
+    config.train.log_every = config.train.telemetry_every = 1_000
+    config.train.eval_every = config.checkpoint.every = 2_000
+    config.name = variant
+    return apply_variant(config, variant, known)
 
 
 def _change(keys: Keys) -> Change:

@@ -10,8 +10,7 @@ frequencies near step 2000; judged before some 10,000 steps all methods are alik
 """
 
 from configs import quickstart
-from configs._methods import methods, variants
-from quantizable_flax.config import apply_variant
+from configs._methods import a_run, methods, variants
 
 VARIANTS = variants(methods(pi_init=0.9))
 
@@ -19,10 +18,4 @@ VARIANTS = variants(methods(pi_init=0.9))
 def get_config(variant="vanilla"):
     config = quickstart.get_config()
     config.model.num_layers = 3
-    config.train.steps = 14_000
-    config.train.log_every = 1_000
-    config.train.eval_every = 2_000
-    config.train.telemetry_every = 1_000
-    config.checkpoint.every = 2_000
-    config.name = variant
-    return apply_variant(config, variant, VARIANTS)
+    return a_run(config, variant, VARIANTS, steps=14_000)

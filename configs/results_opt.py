@@ -7,8 +7,7 @@ library. `make results-opt` trains all of them with two seeds and writes docs/re
 """
 
 from configs import opt_tiny
-from configs._methods import causal_methods, variants
-from quantizable_flax.config import apply_variant
+from configs._methods import a_run, causal_methods, variants
 
 VARIANTS = variants(causal_methods(pi_init=0.25))
 
@@ -17,10 +16,4 @@ def get_config(variant="vanilla"):
     config = opt_tiny.get_config()
     config.model.num_layers = 4
     config.optimizer.learning_rate = 3e-3
-    config.train.steps = 8_000
-    config.train.log_every = 1_000
-    config.train.eval_every = 2_000
-    config.train.telemetry_every = 1_000
-    config.checkpoint.every = 2_000
-    config.name = variant
-    return apply_variant(config, variant, VARIANTS)
+    return a_run(config, variant, VARIANTS, steps=8_000)
