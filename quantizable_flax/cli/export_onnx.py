@@ -12,8 +12,7 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation.study import make_evaluator
 from quantizable_flax.models.build import with_config, with_quant
 from quantizable_flax.onnx.write import MODEL, REPORT, check_model, check_spec, to_onnx, write_onnx
-from quantizable_flax.ptq import settings
-from quantizable_flax.ptq.settings import Setting, make_spec
+from quantizable_flax.ptq.settings import Setting, check_setting, make_spec
 from quantizable_flax.runtime import terminal
 
 logger = logging.getLogger(__name__)
@@ -42,9 +41,8 @@ def write_run(
         model = with_quant(with_config(run.model, dtype=jnp.float32), None)
         exported = to_onnx(model, run.params, opset=opset)
     else:
-        spec = make_spec(run.config, setting)
-        settings.check_spec(run.model, spec)
-        check_spec(spec, opset)
+        check_setting(run.model, run.config, setting)
+        check_spec(make_spec(run.config, setting), opset)
         evaluator = make_evaluator(run)
         logger.info("calibrating %s, seed %d", setting.name, seed)
         model, params, ranges = evaluator.calibrated(setting, seed)

@@ -21,7 +21,7 @@ from quantizable_flax.nn.softmax_config import SoftmaxConfig, SoftmaxFn
 
 KERNELS = ("auto", "unfused", "blockwise", "cudnn", "gpu", "tpu")
 HARDWARE = {"cudnn": "gpu", "gpu": "gpu", "tpu": "tpu"}
-BLOCKS_FROM = {"gpu": 1024, "tpu": 1024, "cpu": 0}  # keys
+BLOCKS_FROM = {"gpu": 1024, "tpu": 1024}  # keys; a CPU is faster by blocks at any length
 CLIPPED_BLOCKS_FROM = {**BLOCKS_FROM, "cpu": 512}  # docs/attention.md
 
 
@@ -68,9 +68,8 @@ def choose(kernel: str, softmax: SoftmaxFn, mask: Any, *qkv: Any) -> str:
         return kernel
     reason = obstacle(softmax, mask)
     if kernel == "auto":
-        if (
-            reason or _few(softmax, qkv[1]) or not all(x.size for x in qkv)
-        ):  # of an empty batch there are no blocks
+        empty = not all(x.size for x in qkv)  # there are no blocks of an empty batch
+        if reason or empty or _few(softmax, qkv[1]):
             return "unfused"
         return "blockwise" if _unsupported("cudnn", softmax, mask, qkv) else "cudnn"
     if reason is not None:
@@ -92,7 +91,7 @@ def _unsupported(kernel: str, softmax: Any, mask: Mask | None, qkv: tuple) -> st
     """Why the kernel of some hardware cannot compute this here."""
     if HARDWARE[kernel] != platform():
         return f"needs a {HARDWARE[kernel].upper()}, found {platform()}"
-    if kernel != "blockwise" and softmax.alpha:
+    if softmax.alpha:
         return "cannot compute length-normalised clipping"
     if kernel == "cudnn":
         if softmax.sink != "none":
