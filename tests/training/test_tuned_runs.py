@@ -92,7 +92,7 @@ def test_a_run_of_ours_is_tuned_with_its_own_data(tmp_path):
         ({"penalty__sites": "("}, "must be a regular expression"),
         ({"penalty__scale": 0.0}, "penalty.scale must be above 0"),
         ({"penalty__power": 0}, "penalty.power must be at least 1"),
-        ({"penalty__weight": -1.0}, "penalty.weight must not be negative"),
+        ({"penalty__weight": -1.0}, "penalty.weight must be a number that is not negative"),
         ({"distill__hidden": -1.0}, "distill.hidden must not be negative"),
         (
             {"distill__hidden": 0.0, "distill__layers": 0.0, "penalty__weight": 0.0},
