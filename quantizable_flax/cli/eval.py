@@ -13,7 +13,7 @@ from quantizable_flax.cli import export, program
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluation import tables
 from quantizable_flax.evaluation.study import make_evaluator, result_row
-from quantizable_flax.ptq.settings import Setting, check_setting, parse_setting
+from quantizable_flax.ptq.settings import Setting, check_setting, parse_settings
 from quantizable_flax.quantization.spec import BACKENDS
 from quantizable_flax.report.report import report, sensitivity_report
 from quantizable_flax.report.subject import Subject, make_subject
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
     overrides = [a for a in arguments[1:] if a.lstrip("-").startswith(program.OVERRIDES)]
     program.reject_rest([a for a in arguments if a not in overrides])
     workdirs = program.required("workdir", FLAGS.workdir)
-    settings = [] if FLAGS.quant == ["none"] else [parse_setting(name) for name in FLAGS.quant]
+    settings = parse_settings(FLAGS.quant)
     check_choice("--backend", FLAGS.backend, BACKENDS)
     program.at_least(1, "calibration_seeds", FLAGS.calibration_seeds)
     for path in filter(None, (FLAGS.json, FLAGS.markdown, FLAGS.report)):

@@ -16,7 +16,7 @@ from quantizable_flax.data.tasks import make_task
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import tables
 from quantizable_flax.evaluation.study import Evaluator, make_evaluator, result_row
-from quantizable_flax.ptq.settings import check_setting, parse_setting
+from quantizable_flax.ptq.settings import check_setting, parse_settings
 from quantizable_flax.report.record import record
 from quantizable_flax.report.report import report
 from quantizable_flax.report.subject import Subject, make_subject
@@ -36,7 +36,7 @@ CALIBRATION_BATCHES = 4
 
 def define_flags() -> None:
     """Declares the flags; not on import, for programs have flags of the same names."""
-    flags.DEFINE_string(
+    flags.DEFINE_multi_string(
         "workdir",
         None,
         "The run to look into, or the folder of a published model (hf:org/name: of the hub).",
@@ -53,8 +53,8 @@ def main(arguments: list[str]) -> None:
     began = time.monotonic()
     overrides = [a for a in arguments[1:] if a.lstrip("-").startswith(program.OVERRIDES)]
     program.reject_rest([a for a in arguments if a not in overrides])
-    workdir = program.required("workdir", FLAGS.workdir)
-    settings = [parse_setting(name) for name in program.required("quant", FLAGS.quant)]
+    workdir = _one(program.required("workdir", FLAGS.workdir))
+    settings = parse_settings(program.required("quant", FLAGS.quant))
     for path in filter(None, (FLAGS.json, FLAGS.report)):
         tables.check_writable(path)  # before a minute is spent
     use_compilation_cache()
@@ -72,6 +72,15 @@ def main(arguments: list[str]) -> None:
     logged = history(workdir, evaluator.metric.name)
     subject = make_subject(evaluator, row, settings, logged)
     _write(subject, [s.name for s in settings], evaluator, page, began)
+
+
+def _one(workdirs: Sequence[str]) -> str:
+    if len(workdirs) > 1:
+        raise UserError(
+            f"inspect looks into one model, found --workdir {len(workdirs)} times: eval.py "
+            "--report=FILE shows several side by side."
+        )
+    return workdirs[0]
 
 
 def _evaluator(run: Run, overrides: Sequence[str]) -> Evaluator:
@@ -96,7 +105,9 @@ def _write(
 ) -> None:
     """Prints the findings and the table, and writes the files; whichever fails, the others are."""
     found = headline(subject, settings)
-    title = f"{subject.name}: where its outliers are, and what INT8 would cost"
+    title = f"{subject.name}: where its outliers are"
+    if settings:
+        title += ", and what INT8 would cost"
     lead = [*found, used(subject, evaluator.config)]
     seconds = time.monotonic() - began
     with contextlib.ExitStack() as outputs:

@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from quantizable_flax.data.pipeline import EvalBatches, eval_batches
 from quantizable_flax.data.task import Task
 from quantizable_flax.errors import UserError
+from quantizable_flax.ptq.settings import check_calibration
 
 
 def calibration_batches(config: ConfigDict, task: Task, *, seed: int) -> EvalBatches:
@@ -13,12 +14,8 @@ def calibration_batches(config: ConfigDict, task: Task, *, seed: int) -> EvalBat
     Raises:
       UserError: no batch asked for, or more than there are.
     """
+    check_calibration(config)
     quant = config.quant
-    if quant.calibration_batches < 1:
-        raise UserError(
-            "quant.calibration_batches must be at least 1, found "
-            f"{quant.calibration_batches}: static ranges need data."
-        )
     try:
         return eval_batches(
             task,

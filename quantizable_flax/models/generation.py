@@ -80,7 +80,8 @@ def generate(
     Args:
       model: an `OptForCausalLM`.
       params: its parameters.
-      prompts: token ids, at least one each (OPT's texts begin with `</s>`).
+      prompts: token ids, at least one each (OPT's texts begin with `</s>`); lists or arrays, [B, T]
+        if all are alike in length.
       max_new_tokens: at most so many per prompt.
       sampling: greedy by default.
       eos_id: a continuation ends before this token; None lets it run to the full length.
@@ -90,11 +91,12 @@ def generate(
     Raises:
       UserError: another model, an empty prompt, an id out of range, or more tokens than positions.
     """
-    _check(model, prompts, max_new_tokens)
-    longest = max(map(len, prompts))
-    ids_BxT = np.zeros((len(prompts), longest), np.int32)
+    rows = [np.asarray(prompt) for prompt in prompts]
+    _check(model, rows, max_new_tokens)
+    longest = max(map(len, rows))
+    ids_BxT = np.zeros((len(rows), longest), np.int32)
     mask_BxT = np.zeros_like(ids_BxT)
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(rows):
         ids_BxT[row, longest - len(prompt) :] = prompt
         mask_BxT[row, longest - len(prompt) :] = 1
     tokens_BxN = _generate(
@@ -155,7 +157,7 @@ def check_causal(model: nn.Module) -> None:
         )
 
 
-def _check(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _check(model: nn.Module, prompts: Sequence[np.ndarray], max_new_tokens: int) -> None:
     check_causal(model)
     config = model.config
     if config.gate is not None and config.gate.pooled:
@@ -164,12 +166,15 @@ def _check(model: nn.Module, prompts: Sequence[Sequence[int]], max_new_tokens: i
             f"gate_pooling={config.gate.pooling}, which averages over the whole sequence: generate "
             "with a model of gate_pooling=none."
         )
-    if not prompts or not all(len(prompt) for prompt in prompts):
+    if not prompts or not all(ids.ndim == 1 and ids.size for ids in prompts):
         raise UserError("text generation needs at least one prompt of at least one token each.")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")
-    wrong = [i for prompt in prompts for i in prompt if not 0 <= i < config.vocab_size]
-    if wrong:
+    every = np.concatenate(prompts)
+    if every.dtype.kind not in "iu":
+        raise UserError(f"prompts must be of integer token ids, found {every.dtype}.")
+    wrong = every[(every < 0) | (every >= config.vocab_size)]
+    if wrong.size:
         raise UserError(
             f"token ids must be in 0..{config.vocab_size - 1}, found {wrong[0]}: the tokenizer "
             "does not match the checkpoint."

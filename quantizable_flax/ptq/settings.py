@@ -88,6 +88,15 @@ def parse_setting(name: str | Setting) -> Setting:
     return Setting(name, weight_bits, activation_bits, tuple(fields.items()), smooth)
 
 
+def parse_settings(names: Sequence[str]) -> list[Setting]:
+    """Reads the columns of a table, each once; `["none"]` are none of them.
+
+    Raises:
+      UserError: as `parse_setting`.
+    """
+    return [] if list(names) == ["none"] else [parse_setting(n) for n in dict.fromkeys(names)]
+
+
 def make_spec(config: ConfigDict, setting: Setting | str, backend: str = "simulated") -> QuantSpec:
     """Returns the scheme of `config.quant` with the bits and options of a setting.
 
@@ -166,9 +175,19 @@ def check_spec(model: nn.Module, spec: QuantSpec) -> None:
 
 def check_setting(model: nn.Module, config: ConfigDict, setting: Setting) -> None:
     """Raises UserError for a setting that the model of a configuration cannot be evaluated in."""
+    check_calibration(config)
     check_spec(model, make_spec(config, setting))
     if setting.smooth is not None:
         check_smooth(model, setting.smooth)
+
+
+def check_calibration(config: ConfigDict) -> None:
+    """Raises UserError if no batch is asked for that ranges could be taken from."""
+    if config.quant.calibration_batches < 1:
+        raise UserError(
+            "quant.calibration_batches must be at least 1, found "
+            f"{config.quant.calibration_batches}: static ranges need data."
+        )
 
 
 def check_patterns(

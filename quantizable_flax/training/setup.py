@@ -10,17 +10,15 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from quantizable_flax.config.defaults import quant_keys
-from quantizable_flax.config.keys import to_config
 from quantizable_flax.models.build import check_length
 from quantizable_flax.nn.fused import check_hardware
 from quantizable_flax.nn.partition import on_mesh
 from quantizable_flax.ptq.trained import model_to_train
 from quantizable_flax.runtime.mesh import check_sizes, make_mesh
+from quantizable_flax.training.no_effect import without_effect
 from quantizable_flax.training.optimizer import make_optimizer
 
 logger = logging.getLogger(__name__)
-DEFAULT_SETTING = to_config(quant_keys()).train_setting
 
 
 class Setup(NamedTuple):
@@ -43,10 +41,6 @@ def set_up(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> S
     model, optimizer = model_to_train(config), make_optimizer(config, config.train.steps)
     check_length(config)
     check_sizes(config, model, mesh)
-    if not config.quant.train and config.quant.train_setting != DEFAULT_SETTING:
-        logger.warning(
-            "quant.train_setting=%s has no effect with quant.train=False: the run trains in "
-            "floating point.",
-            config.quant.train_setting,
-        )
+    for sentence in without_effect(config):
+        logger.warning(sentence)
     return Setup(mesh, model, optimizer)

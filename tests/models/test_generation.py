@@ -101,6 +101,14 @@ def test_logits_equal_the_uncached_ones(name):
         np.testing.assert_allclose(logits, expected[:, start + length - 1], atol=5e-5)
 
 
+def test_arrays_of_ids_are_prompts(vanilla):
+    lists = [[2, 17, 40], [2, 5, 60]]
+    wanted = generate(*vanilla, lists, max_new_tokens=3)
+    rows = [jnp.asarray(row) for row in lists]
+    for prompts in (jnp.asarray(lists), np.asarray(lists, np.uint16), rows):
+        assert generate(*vanilla, prompts, max_new_tokens=3) == wanted
+
+
 def test_sampling_is_repeatable_by_seed(vanilla):
     sampling = Sampling(temperature=1e4)  # all but uniform
     options = {"max_new_tokens": NEW, "sampling": sampling}
@@ -143,6 +151,8 @@ def test_quantized_generation_equals_the_quantized_forward():
     ("prompts", "new", "sentence"),
     [
         ([], 4, "at least one prompt"),
+        ([2, 17, 40], 4, "at least one prompt"),  # one prompt, not a sequence of them
+        ([[2.0, 17.0]], 4, "integer token ids, found float64"),
         ([[2, 3], []], 4, "at least one token each"),
         ([[2, 96]], 4, r"in 0..95, found 96: the tokenizer"),
         ([[-1]], 4, r"in 0..95, found -1"),

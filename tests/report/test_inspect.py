@@ -72,7 +72,7 @@ def test_a_published_folder(published, tmp_path):
         f"--config.data.files={published.parent / 'text.txt'}",
         f"--config.data.cache_dir={published.parent / 'cache'}",
         "--config.eval.batches=1",
-        "--quant=w4a8+hadamard,w4a8",
+        "--quant=w4a8+hadamard,w4a8,w4a8",
         f"--report={tmp_path / 'page.html'}",
         f"--json={figures}",
     )
@@ -82,6 +82,18 @@ def test_a_published_folder(published, tmp_path):
     assert found["grid"]["setting"] == "w4a8"  # the other lies over rotated values
     # 64 tokens by default, of which the model has positions for 16.
     assert "1 batch of 32 examples of 16 tokens" in (tmp_path / "page.html").read_text()
+
+
+def test_floating_point_alone(workdir, tmp_path):
+    page, figures = tmp_path / "page.html", tmp_path / "figures.json"
+    done = run(
+        INSPECT, f"--workdir={workdir}", "--quant=none", f"--report={page}", f"--json={figures}"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())
+    assert "w8a8" not in found["row"]
+    assert found["worst"]["site"] in done.stdout.replace("\n", " ")
+    assert "and what INT8 would cost" not in page.read_text()
 
 
 def test_what_a_run_has_logged(tmp_path):
@@ -115,6 +127,11 @@ def test_what_a_run_has_logged(tmp_path):
         (["--workdir=RUN", "--config.data.fils=x"], ["data.fils", "'files'"]),
         (["--workdir=RUN", "--config.eval.batches=99"], ["between 1 and"]),
         (["--workdir=RUN", "stray"], ["'stray'"]),
+        (["--workdir=RUN", "--workdir=RUN"], ["one model, found --workdir 2 times", "eval.py"]),
+        (
+            ["--workdir=RUN", "--config.quant.calibration_batches=0"],
+            ["quant.calibration_batches must be at least 1, found 0"],
+        ),
     ],
 )
 def test_mistakes(workdir, arguments, parts):
