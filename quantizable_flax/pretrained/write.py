@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,11 @@ def to_huggingface(
 
     Raises:
       UserError: a family or an option that transformers lacks (registers, a LayerNorm behind the
-        patches), a model on integers, smoothed parameters or those of another model, a folder that
-        is not empty or cannot be written.
+        patches), a model on integers, smoothed parameters or those of another model, assets of
+        another form, a folder that is not empty or cannot be written.
     """
-    family, assets = _family_of(model), dict(assets or {})
+    family, assets = _family_of(model), assets or {}
+    _check_assets(assets)
     if "://" in str(path):
         raise UserError(f"path {path} must be a local folder: write to one, and copy that.")
     folder = Path(path).expanduser()
@@ -74,6 +75,21 @@ def to_huggingface(
             (folder / name).write_text(f"{text}\n", "utf-8")
     _tell(files[FILE], folder)
     return folder
+
+
+def _check_assets(assets: Any) -> None:
+    if not isinstance(assets, Mapping) or set(assets) - {"tokenizer", "classes"}:
+        found = ", ".join(map(repr, assets)) if isinstance(assets, Mapping) else repr(assets)
+        raise UserError(f'assets must be {{"tokenizer": ..., "classes": ...}}, found {found[:80]}.')
+    tokenizer, classes = assets.get("tokenizer"), assets.get("classes")
+    if tokenizer is not None and not (isinstance(tokenizer, Mapping) and "model" in tokenizer):
+        raise UserError(
+            'assets["tokenizer"] must be the content of a tokenizer.json, with a "model" in it: '
+            f"read the file by json.load; found {str(tokenizer)[:80]!r}."
+        )
+    named = isinstance(classes, Sequence) and not isinstance(classes, str)
+    if classes is not None and not (named and all(isinstance(name, str) for name in classes)):
+        raise UserError(f'assets["classes"] must be a list of names, found {str(classes)[:80]!r}.')
 
 
 def _family_of(model: nn.Module) -> str:

@@ -147,6 +147,23 @@ def test_names_of_classes_and_the_tokenizer_go_along(tmp_path):
     assert not (tmp_path / "2").exists()
 
 
+@pytest.mark.parametrize(
+    ("assets", "sentence"),
+    [
+        ({"tokenizer": "tokenizer.json"}, "content of a tokenizer.json.* found 'tokenizer.json'"),
+        ({"tokenizer": {"vocab": {}}}, 'with a "model".*: .* found'),
+        ({"classes": "cat"}, "a list of names, found 'cat'"),
+        ({"classes": [1, 2]}, "a list of names"),
+        ({"tokeniser": {}}, "found 'tokeniser'"),
+        (["tokenizer"], r"found \['tokenizer'\]"),
+    ],
+)
+def test_assets_of_another_form_are_refused(assets, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        qf.to_huggingface(*made("bert"), str(tmp_path / "out"), assets=assets)
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_are_prepared_as_in_evaluation(tmp_path):
     changes = {"channels": 3, "pixel_mean": (0.1, 0.2, 1 / 3), "pixel_std": (0.3, 0.2, 0.1)}
     qf.to_huggingface(*made("vit", **changes), str(tmp_path), eval_crop=0.9)
