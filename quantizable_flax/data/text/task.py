@@ -149,9 +149,9 @@ def _from_assets(assets: Mapping[str, Any], data_cfg: ConfigDict, kind: str) -> 
         if data_cfg.tokenizer.file:
             return build_tokenizer(data_cfg, kind)
         raise UserError(
-            f"expected a tokenizer in the checkpoint, found {', '.join(assets) or 'nothing'}; "
-            "it is of another model or damaged, name its tokenizer by data.tokenizer.file or take "
-            "another checkpoint"
+            "expected a tokenizer in the checkpoint, found "
+            f"{', '.join(assets) or 'none that can be used'}; it is of another model or damaged, "
+            "name its tokenizer by data.tokenizer.file or take another checkpoint"
         )
     saved = Tokenizer.from_json(json.dumps(assets["tokenizer"]), origin="the checkpoint")
     check_kind(saved, kind, "the checkpoint")
