@@ -4,7 +4,8 @@
         [--config.KEY=VALUE ...]
 
 The recipe is configs/results_FAMILY.py, its variants are the methods. docs/results/FAMILY.json gets
-a row for each method and training seed as soon as it is there, FAMILY.md the table over seeds.
+a row for each method and training seed as soon as it is there, FAMILY.md the table over seeds, and
+at the end FAMILY.png the picture.
 What the file has already is not run again (delete a row to have it anew), so that a table may be
 made in several sittings; runs that were stopped go on. --jobs trains so many at once, each on a
 part of the CPU's cores: small models do not fill two.
@@ -25,6 +26,7 @@ from typing import Any
 
 import jax
 
+from benchmarks.results_plot import draw
 from benchmarks.results_table import write_table
 from quantizable_flax.config import default_config
 from quantizable_flax.errors import UserError
@@ -32,6 +34,7 @@ from quantizable_flax.ptq.settings import make_spec, parse_setting
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = "w8a8,w6a6,w4a8,w8a8+smooth,w6a6+smooth,w8a8+hadamard,w6a6+hadamard"
+DRAWN = "w6a6"  # at the size of these models W8A8 costs next to nothing
 Row = dict[str, Any]
 
 
@@ -109,10 +112,13 @@ def recipe(family: str) -> Any:
 
 
 RUNNING: set[subprocess.Popen] = set()
+STOPPED = threading.Event()
 
 
 def _call(command: list[str], log: Any, cores: set[int] | None) -> None:
     """Runs a command of the checkout on some of the cores; raises CalledProcessError."""
+    if STOPPED.is_set():  # the next one would outlive us
+        raise subprocess.CalledProcessError(128, command)
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     RUNNING.add(process)
     if cores is not None:
@@ -125,6 +131,7 @@ def _call(command: list[str], log: Any, cores: set[int] | None) -> None:
 
 def _stop(number: int, frame: Any) -> None:
     """Takes what runs along: its locks would refuse the next try."""
+    STOPPED.set()
     for process in list(RUNNING):
         process.terminate()
     for process in list(RUNNING):
@@ -209,8 +216,9 @@ def main() -> None:
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         failed = [text for text in pool.map(one, missing) if text]
-    if study.file.exists():
+    if study.rows:
         write_table(study.file)
+        draw(study.rows, DRAWN, study.file.with_suffix(".png"))
     if failed:
         sys.exit("\n".join(failed))
 

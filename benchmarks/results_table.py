@@ -53,13 +53,19 @@ def line(method: str, rows: list[Row], settings: list[str]) -> list[str]:
     return [*cells, str(rows[0]["steps"]), number(sum(r["seconds"] for r in rows) / len(rows))]
 
 
+def by_method(rows: list[Row]) -> dict[str, list[Row]]:
+    """The rows of each method, in the order of the file."""
+    methods: dict[str, list[Row]] = {}
+    for row in rows:
+        methods.setdefault(row["method"], []).append(row)
+    return methods
+
+
 def table(rows: list[Row]) -> str:
     """All methods, those first whose first setting costs least."""
     found = [key.removesuffix("_std") for row in rows for key in row if key.endswith("_std")]
     settings = list(dict.fromkeys(found))
-    methods: dict[str, list[Row]] = {}
-    for row in rows:
-        methods.setdefault(row["method"], []).append(row)
+    methods = by_method(rows)
     metric = METRICS[rows[0]["metric"]]
     heads = ["method", "seeds", f"FP {metric.label}", "max inf norm", "avg kurtosis"]
     heads += [*map(title, settings), "steps", "seconds"]

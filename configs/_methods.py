@@ -48,6 +48,14 @@ def causal_methods(pi_init: float) -> dict[str, Keys]:
     return {**known, "clipped_by_row": by_row}
 
 
+def beside(name: str, keys: Keys, known: Mapping[str, Keys]) -> dict[str, Keys]:
+    """What may pass for an effect of the first methods: the keys alone, and beside each of them."""
+    return {
+        name: keys,
+        **{f"{name}_{method}": {**known[method], **keys} for method in ("clipped", "gated")},
+    }
+
+
 def variants(known: Mapping[str, Keys]) -> dict[str, Change]:
     """The same as what `quantizable_flax.config.apply_variant` takes."""
     return {name: _change(keys) for name, keys in known.items()}

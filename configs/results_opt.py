@@ -7,9 +7,12 @@ library. `make results-opt` trains all of them with two seeds and writes docs/re
 """
 
 from configs import opt_tiny
-from configs._methods import a_run, causal_methods, variants
+from configs._methods import a_run, beside, causal_methods, variants
 
-VARIANTS = variants(causal_methods(pi_init=0.25))
+METHODS = causal_methods(pi_init=0.25)
+# The paper's gated OPTs decay the scales of LayerNorms, its vanilla and clipped ones do not.
+DECAYED = beside("layer_norm_decay", {"optimizer.decay_layer_norm": True}, METHODS)
+VARIANTS = variants({**METHODS, **DECAYED})
 
 
 def get_config(variant="vanilla"):

@@ -8,10 +8,13 @@ configs/vit_cifar10.py.
 """
 
 from configs import vit_digits
-from configs._methods import methods, variants
+from configs._methods import beside, methods, variants
 from quantizable_flax.config import apply_variant
 
-VARIANTS = variants(methods(pi_init=0.5))
+METHODS = methods(pi_init=0.5)
+# The paper's clipped and gated ViTs have a LayerNorm behind the patches, its vanilla one has none.
+PATCHES = beside("patch_layer_norm", {"model.patch_layer_norm": True}, METHODS)
+VARIANTS = variants({**METHODS, **PATCHES})
 
 
 def get_config(variant="vanilla"):

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks import results
+from benchmarks import results, results_plot
 from benchmarks.results_table import pooled, table, write_table
 
 METHODS = ["vanilla", "gated"]
@@ -60,6 +60,21 @@ def test_the_table_has_the_least_cost_first(tmp_path):
     assert text == table(rows)
     lines = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line[:1] == "|"]
     assert lines[2:] == ["gated", "vanilla"]
+
+
+def test_the_picture_has_every_seed_of_every_method_with_the_setting(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(results_plot.plt, "close", shown.append)
+    rows = [row("vanilla", seed, 90.0, [80.0, 82.0 + seed]) for seed in (0, 1)]
+    rows += [row("gated", 0, 89.0, [88.0, 88.5]), row("other", 0, 89.0, [88.0])]
+    del rows[-1]["w6a6"]
+    results_plot.draw(rows, "w6a6", tmp_path / "bert.png")
+    assert (tmp_path / "bert.png").read_bytes().startswith(b"\x89PNG")
+    costs, norms = shown[0].axes
+    assert [label.get_text() for label in costs.get_yticklabels()] == ["gated", "vanilla"]
+    drawn = [bars.lines[0].get_xdata().tolist() for bars in costs.containers]
+    assert drawn == [pytest.approx([89.0 - 87.25]), pytest.approx([90.0 - 80.0, 90.0 - 80.5])]
+    assert [len(line.get_xdata()) for line in norms.lines] == [1, 2]
 
 
 @pytest.fixture
