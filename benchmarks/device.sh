@@ -8,7 +8,7 @@ out=${1:?usage: benchmarks/device.sh OUT}
 mkdir -p "$out"
 python=${PYTHON:-python3}
 parts=${PARTS:-kernels attention bert_gpu bert bert_blockwise opt_gpu opt vit torch check int8}
-size=() small=() rounds=()
+size=() small=() rounds=() few=()
 if [ -n "${SMALL:-}" ]; then
   size=(--size=512 --layers=1) small=(--layers=1 --batch_size=2 --steps=1 --rounds=1)
   rounds=(--layers=1 --rounds=1)
@@ -43,6 +43,13 @@ done
 part torch 100 "$python" -m benchmarks.torch_step --family=bert "${small[@]}"
 part torch_opt 100 "$python" -m benchmarks.torch_step --family=opt "${small[@]}"
 part torch_vit 100 "$python" -m benchmarks.torch_step --family=vit "${small[@]}"
+# Methods at the size where INT8 feels outliers: needs WIKI=FOLDER with train and validation.
+[ -n "${SMALL:-}" ] && few=(--calibration_seeds=1 --quant=w8a8 --config.train.steps=4
+  --config.model.num_layers=1 --config.eval.batches=1)
+part results 420 env XLA_FLAGS=--xla_gpu_autotune_level=0 "$python" -m benchmarks.results \
+  --family=bert_wiki --methods="${METHODS:-vanilla,gated_mlp}" --quant=w8a8,w6a6 --jobs="${JOBS:-1}" \
+  --config.data.files="${WIKI:-.device/wiki}/train*.jsonl.xz" --out="$out" --workdirs="${TMPDIR:-/tmp}/results" \
+  --config.data.validation_files="${WIKI:-.device/wiki}/validation*.jsonl.xz" "${few[@]}"
 part int8 240 "$python" -m benchmarks.int8 --batch_size=32 "${rounds[@]}"
 part int8_128 240 "$python" -m benchmarks.int8 --batch_size=128 "${rounds[@]}"
 
