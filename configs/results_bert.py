@@ -6,7 +6,9 @@ Variants: one a method, see `_methods.py`. Data: the documentation text of Pytho
 library. `make results-bert` trains all of them with two seeds and writes docs/results/bert.md.
 
 The smallest BERT in which quantization tells the methods apart. It leaves the plateau of word
-frequencies near step 2000; judged before some 10,000 steps all methods are alike.
+frequencies near step 2000; judged before some 10,000 steps all methods are alike. Without weight
+decay, and with a learning rate that stays high for long: with the decay of the other small recipes
+and a linear fall to 0 the vanilla model ends with an infinity norm of 8 and a kurtosis of 6.
 """
 
 from configs import quickstart
@@ -18,4 +20,7 @@ VARIANTS = variants(methods(pi_init=0.9))
 def get_config(variant="vanilla"):
     config = quickstart.get_config()
     config.model.num_layers = 3
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.schedule = "cosine"
+    config.optimizer.decay_to = 2e-4
     return a_run(config, variant, VARIANTS, steps=14_000)
