@@ -128,7 +128,7 @@ def test_what_an_older_version_stored_is_read_by_the_names_of_now():
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_an_old_name_is_answered_with_the_new_one(old, new):
-    with pytest.raises(UserError, match=f"key {old} is called {new} now"):
+    with pytest.raises(UserError, match=f"key {old}, which is {new} now"):
         override(default_config(), [f"--config.{old}=3"])
     value_at(default_config(), new)  # there is such a key
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.cli import recipes
 from quantizable_flax.config import check_set
-from quantizable_flax.config.migration import RENAMED
+from quantizable_flax.config.migration import name_of_now
 from quantizable_flax.errors import UserError
 from quantizable_flax.runtime import terminal
 
@@ -85,9 +85,7 @@ def _one_line(error: Exception, arguments: list[str]) -> str:
         hint = f" (did you mean {words[words.index('mean') + 1]!r}?)" if "mean" in words else ""
         paths = [a.lstrip("-").partition("=")[0].removeprefix("config.") for a in arguments]
         path = next((path for path in paths if words[0] in path.split(".")), words[0])
-        if path in RENAMED:
-            hint = f", which is {RENAMED[path]} now"
-        return f"unknown configuration key {path}{hint}."
+        return f"unknown configuration key {path}{name_of_now(path) or hint}."
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -10,7 +10,7 @@ from ml_collections.config_flags import config_flags
 
 from quantizable_flax.config.defaults import FAMILIES, family_keys
 from quantizable_flax.config.keys import to_config
-from quantizable_flax.config.migration import RENAMED, migrated
+from quantizable_flax.config.migration import migrated, name_of_now
 from quantizable_flax.errors import UserError, check_choice, nearest
 
 UNSET = "None"  # on the command line, of a key that may be unset
@@ -143,10 +143,8 @@ def check_arguments(config: ConfigDict, arguments: list[str]) -> None:
 
 
 def _unknown(path: str, key: str, known: list[str]) -> str:
-    if path in RENAMED:
-        return f"the configuration key {path} is called {RENAMED[path]} now."
-    hint = f"; valid here: {', '.join(sorted(known))}" if known else ""
-    return f"unknown configuration key {path}{nearest(key, known) or hint}."
+    valid = f"; valid here: {', '.join(sorted(known))}" if known else ""
+    return f"unknown configuration key {path}{name_of_now(path) or nearest(key, known) or valid}."
 
 
 def check_set(config: ConfigDict) -> None:

@@ -21,6 +21,11 @@ RENAMED = {
 POOLINGS = {"token": "none", "head": "visible", "head_unmasked": "all"}
 
 
+def name_of_now(path: str) -> str:
+    """What a sentence about an unknown key adds if it was one before, else nothing."""
+    return f", which is {RENAMED[path]} now" if path in RENAMED else ""
+
+
 def migrated(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns stored values, `json.loads(to_json(config))`, by the keys of this version."""
     found = copy.deepcopy(dict(values))
