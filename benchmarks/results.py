@@ -27,12 +27,12 @@ from typing import Any
 import jax
 
 from benchmarks.results_plot import draw
-from benchmarks.results_table import JUDGED, write_table
+from benchmarks.results_table import judged, write_table
 from quantizable_flax.errors import UserError
 from quantizable_flax.ptq.settings import make_spec, parse_setting
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = "w8a8,w6a6,w4a8,w8a8+smooth,w6a6+smooth,w8a8+hadamard,w6a6+hadamard"
+SETTINGS = "w8a8,w6a6,w4a8,w4a4,w8a8+smooth,w6a6+smooth,w8a8+hadamard,w6a6+hadamard"
 FAMILIES = ("bert", "opt", "vit", "bert_wiki")
 Row = dict[str, Any]
 
@@ -217,9 +217,7 @@ def main() -> None:
         failed = [text for text in pool.map(one, missing) if text]
     if study.rows:
         write_table(study.file)
-        judged = options.quant.split(",")
-        setting = JUDGED if JUDGED in judged else judged[0]
-        draw(study.rows, setting, study.file.with_suffix(".png"))
+        draw(study.rows, judged(study.rows), study.file.with_suffix(".png"))
     if failed:
         sys.exit("\n".join(failed))
 

@@ -1,6 +1,6 @@
 """Draws docs/results/FAMILY.json: what quantization costs each method, beside its outliers.
 
-python -m benchmarks.results_plot docs/results/bert.json [--setting=w6a6]
+python -m benchmarks.results_plot docs/results/bert.json [--setting=w8a8]
 
 A dot for each training seed; bars are sample standard deviations over calibration seeds.
 """
@@ -15,7 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.results_table import by_method, pooled
+from benchmarks.results_table import by_method, judged, pooled
 from quantizable_flax.evaluation.tables import title
 from quantizable_flax.models.metric import METRICS
 
@@ -57,9 +57,10 @@ def main() -> None:
     """Draws one file of rows, beside it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", type=Path)
-    parser.add_argument("--setting", default="w6a6")
+    parser.add_argument("--setting", help="by default the one that the table is ordered by")
     options = parser.parse_args()
-    draw(json.loads(options.rows.read_text()), options.setting, options.rows.with_suffix(".png"))
+    rows = json.loads(options.rows.read_text())
+    draw(rows, options.setting or judged(rows), options.rows.with_suffix(".png"))
 
 
 if __name__ == "__main__":

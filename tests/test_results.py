@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import results, results_plot
-from benchmarks.results_table import pooled, table, write_table
+from benchmarks.results_table import judged, pooled, table, write_table
 
 METHODS = ["vanilla", "gated"]
 
@@ -60,9 +60,13 @@ def test_the_table_has_the_least_cost_first(tmp_path):
     assert text == table(rows)
     lines = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line[:1] == "|"]
     assert lines[2:] == ["gated", "vanilla"]
-    for one in rows:
-        del one["w6a6"], one["w6a6_std"]
-    assert table(rows).splitlines()[-1].startswith("| vanilla")
+    # Of accuracies W4A4 decides where all rows have it.
+    for one, value in zip(rows, (70.0, 60.0), strict=True):
+        one |= {"w4a4": value, "w4a4_std": 0.0}
+    assert judged(rows) == "w4a4"
+    assert table(rows).splitlines()[-1].startswith("| gated")
+    del rows[1]["w4a4"], rows[1]["w4a4_std"]
+    assert judged(rows) == "w8a8"
 
 
 def test_the_picture_has_every_seed_of_every_method_with_the_setting(tmp_path, monkeypatch):
