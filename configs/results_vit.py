@@ -1,4 +1,4 @@
-"""The ViT of the table of methods: 4 layers of 96 on 8 x 8 digits, a minute on 2 CPU cores.
+"""The ViT of the table of methods: 4 layers of 96 on 8 x 8 digits, two minutes on a CPU core.
 
     python train.py --config=configs/results_vit.py:gated --workdir=runs/gated
 
