@@ -20,6 +20,12 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
         )
 
 
+def check_at_least(least: int, what: str, value: int) -> None:
+    """Raises UserError for a count below the least."""
+    if value < least:
+        raise UserError(f"{what} must be at least {least}, found {value}.")
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns ` (did you mean 'x'?)` for the closest valid name, or an empty string."""
     matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from quantizable_flax.cli import recipes
 from quantizable_flax.config import check_set
 from quantizable_flax.config.migration import name_of_now
-from quantizable_flax.errors import UserError
+from quantizable_flax.errors import UserError, check_at_least
 from quantizable_flax.runtime import terminal
 
 MISTAKE = 2
@@ -116,8 +116,7 @@ def reject_rest(arguments: list[str]) -> None:
 
 def at_least(least: int, name: str, value: int) -> None:
     """Raises UserError if the number of a flag is below the least."""
-    if value < least:
-        raise UserError(f"--{name} must be at least {least}, found {value}.")
+    check_at_least(least, f"--{name}", value)
 
 
 def required(name: str, value: T | None) -> T:

@@ -4,8 +4,7 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.data.pipeline import EvalBatches, eval_batches
 from quantizable_flax.data.task import Task
-from quantizable_flax.errors import UserError
-from quantizable_flax.ptq.settings import check_calibration
+from quantizable_flax.errors import UserError, check_at_least
 
 
 def calibration_batches(config: ConfigDict, task: Task, *, seed: int) -> EvalBatches:
@@ -14,8 +13,8 @@ def calibration_batches(config: ConfigDict, task: Task, *, seed: int) -> EvalBat
     Raises:
       UserError: no batch asked for, or more than there are.
     """
-    check_calibration(config)
     quant = config.quant
+    check_at_least(1, "quant.calibration_batches", quant.calibration_batches)
     try:
         return eval_batches(
             task,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quantizable_flax.errors import UserError
+from quantizable_flax.errors import UserError, check_at_least
 from quantizable_flax.models.opt import OptForCausalLM
 from quantizable_flax.models.transformer import positions
 from quantizable_flax.quantization.sites import RANGES
@@ -168,8 +168,7 @@ def _check(model: nn.Module, prompts: Sequence[np.ndarray], max_new_tokens: int)
         )
     if not prompts or not all(ids.ndim == 1 and ids.size for ids in prompts):
         raise UserError("text generation needs at least one prompt of at least one token each.")
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")
+    check_at_least(1, "max_new_tokens", max_new_tokens)
     every = np.concatenate(prompts)
     if every.dtype.kind not in "iu":
         raise UserError(f"prompts must be of integer token ids, found {every.dtype}.")

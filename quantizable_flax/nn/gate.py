@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.errors import UserError, nearest
+from quantizable_flax.errors import UserError, check_at_least, nearest
 from quantizable_flax.nn.layers import partitioned_param
 from quantizable_flax.quantization.sites import record
 from quantizable_flax.quantization.tensor import beside, precision_of
@@ -65,8 +65,7 @@ class GateConfig:
             )
         if not 0.0 < self.pi_init < 1.0:
             raise UserError(f"attention gate_pi_init must be in (0, 1), found {self.pi_init}.")
-        if self.hidden < 1:
-            raise UserError(f"attention gate_hidden must be at least 1, found {self.hidden}.")
+        check_at_least(1, "attention gate_hidden", self.hidden)
 
     @property
     def pooled(self) -> bool:

@@ -11,7 +11,7 @@ import jax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.errors import UserError, check_at_least, check_choice
 from quantizable_flax.models.build import with_quant
 from quantizable_flax.ptq.calibrate import unknown_ranges
 from quantizable_flax.ptq.smoothquant import check_smooth
@@ -175,19 +175,10 @@ def check_spec(model: nn.Module, spec: QuantSpec) -> None:
 
 def check_setting(model: nn.Module, config: ConfigDict, setting: Setting) -> None:
     """Raises UserError for a setting that the model of a configuration cannot be evaluated in."""
-    check_calibration(config)
+    check_at_least(1, "quant.calibration_batches", config.quant.calibration_batches)
     check_spec(model, make_spec(config, setting))
     if setting.smooth is not None:
         check_smooth(model, setting.smooth)
-
-
-def check_calibration(config: ConfigDict) -> None:
-    """Raises UserError if no batch is asked for that ranges could be taken from."""
-    if config.quant.calibration_batches < 1:
-        raise UserError(
-            "quant.calibration_batches must be at least 1, found "
-            f"{config.quant.calibration_batches}: static ranges need data."
-        )
 
 
 def check_patterns(
