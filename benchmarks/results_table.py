@@ -48,10 +48,10 @@ def line(method: str, rows: list[Row], settings: list[str]) -> list[str]:
     cells = [method, str(len(rows))]
     cells += [spread([row[key] for row in rows]) for key in ("fp", "max_inf_norm", "avg_kurtosis")]
     for setting in settings:
-        if setting in rows[0]:
+        if all(setting in row for row in rows):
             mean, deviation = pooled(rows, setting)
             cells.append(f"{mean:+.3f} ± {deviation:.3f}")
-        else:  # a setting that refuses the method
+        else:  # a setting that refuses the method, or that came after some of its rows
             cells.append("")
     return [*cells, str(rows[0]["steps"]), number(sum(r["seconds"] for r in rows) / len(rows))]
 

@@ -135,6 +135,8 @@ def test_a_setting_that_refuses_a_method_leaves_an_empty_cell(study):
     first, second = table(rows).splitlines()[-2:]
     assert "+10.000 ± 0.000" in first
     assert "|  |" in second
+    rows.append(row("vanilla", 1, 90.0, [80.0, 81.0]))  # of before there was that setting
+    assert "+10.000 ± 0.000" not in table(rows)
 
 
 @pytest.mark.parametrize(
