@@ -46,7 +46,8 @@ def draw(rows: list[Row], setting: str, file: Path) -> None:
     axes[0].set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
     axes[0].invert_yaxis()
     axes[0].set(xlabel=metric.cost_label, title=f"what {title(setting)} costs")
-    axes[1].set(xlabel="max inf norm", title="largest activation", xlim=(0, None))
+    largest = max(row["max_inf_norm"] for found in methods.values() for row in found)
+    axes[1].set(xlabel="max inf norm", title="largest activation", xlim=(0, 1.05 * largest))
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.savefig(file, dpi=110)
