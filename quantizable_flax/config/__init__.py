@@ -11,7 +11,7 @@ from ml_collections.config_flags import config_flags
 from quantizable_flax.config.defaults import FAMILIES, family_keys
 from quantizable_flax.config.keys import to_config
 from quantizable_flax.config.migration import migrated, name_of_now
-from quantizable_flax.errors import UserError, check_choice, nearest
+from quantizable_flax.errors import UserError, check_at_least, check_choice, nearest
 
 UNSET = "None"  # on the command line, of a key that may be unset
 _NO_TUPLE = (None,)  # what ml_collections makes of it where a tuple is expected
@@ -172,8 +172,7 @@ def check_positive(config: ConfigDict) -> None:
     """Raises UserError if a count that must be at least 1 is not, or no saved step is kept."""
     for path in POSITIVE:
         group, key = path.split(".")
-        if config[group][key] < 1:
-            raise UserError(f"{path} must be at least 1, found {config[group][key]}.")
+        check_at_least(1, path, config[group][key])
     every, kept = config.checkpoint.every, config.checkpoint.keep_every
     if kept < 0 or kept % every:
         raise UserError(

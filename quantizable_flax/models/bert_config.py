@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
-from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.errors import check_at_least, check_choice
 from quantizable_flax.models.bert_names import bert_names, distilbert_names, roberta_names
 from quantizable_flax.models.features import POOLINGS
 from quantizable_flax.models.registers import check_registers
@@ -68,8 +68,7 @@ class BertConfig(TransformerConfig):
         super().__post_init__()
         check_choice("model.head", self.head, HEADS)
         check_choice("model.pooling", self.pooling, POOLINGS)
-        if self.num_classes < 1:
-            raise UserError(f"model.num_classes must be at least 1, found {self.num_classes}.")
+        check_at_least(1, "model.num_classes", self.num_classes)
         check_registers(self.num_registers)
 
     @property

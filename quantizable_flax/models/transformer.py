@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quantizable_flax.errors import UserError, check_choice
+from quantizable_flax.errors import UserError, check_at_least, check_choice
 from quantizable_flax.models.structure import Fold, OutlierSites
 from quantizable_flax.models.weights import WeightNames
 from quantizable_flax.nn.attention import MultiHeadAttention
@@ -89,8 +89,7 @@ class TransformerConfig:
     def __post_init__(self):
         """Raises UserError for a size below 1, a rate outside [0, 1) or a gate that looks ahead."""
         for name in ("hidden_size", "num_layers", "num_heads", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} must be at least 1, found {getattr(self, name)}.")
+            check_at_least(1, f"model.{name}", getattr(self, name))
         if self.hidden_size % self.num_heads:
             raise UserError(
                 "model.num_heads must divide model.hidden_size, found "

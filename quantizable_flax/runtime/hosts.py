@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from quantizable_flax.errors import UserError
+from quantizable_flax.errors import UserError, check_at_least
 
 START_SECONDS = 300
 LEAVE_SECONDS = 10  # that a host which failed waits for the others to fail too
@@ -131,15 +131,14 @@ def _check_flags(
                 f"--coordinator must be HOST:PORT, found {coordinator!r}: name process 0's host "
                 "and a free port there."
             )
-    if num_processes is not None and num_processes < 1:
-        raise UserError(f"--num_processes must be at least 1, found {num_processes}.")
+    if num_processes is not None:
+        check_at_least(1, "--num_processes", num_processes)
     if process_id is not None and not 0 <= process_id < (num_processes or sys.maxsize):
         raise UserError(
             f"--process_id must be from 0 to --num_processes - 1, found {process_id} of "
             f"{num_processes}."
         )
-    if timeout < 1:
-        raise UserError(f"--coordinator_timeout must be at least 1, found {timeout}.")
+    check_at_least(1, "--coordinator_timeout", timeout)
 
 
 @contextlib.contextmanager

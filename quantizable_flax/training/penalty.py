@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from quantizable_flax.errors import UserError
+from quantizable_flax.errors import UserError, check_at_least
 from quantizable_flax.models.build import with_quant
 from quantizable_flax.ptq.settings import check_patterns
 from quantizable_flax.quantization.penalty import Limit
@@ -34,8 +34,7 @@ class Penalty:
         penalty = config.penalty
         if not penalty.scale > 0:
             raise UserError(f"penalty.scale must be above 0, found {penalty.scale}.")
-        if penalty.power < 1:
-            raise UserError(f"penalty.power must be at least 1, found {penalty.power}.")
+        check_at_least(1, "penalty.power", penalty.power)
         matched = check_patterns("penalty.sites", [penalty.sites], sites(model, method))
         limit = Limit(float(penalty.scale), int(penalty.power))
         self.weight = float(penalty.weight)
