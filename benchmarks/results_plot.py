@@ -15,16 +15,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.results_table import by_method, judged, pooled
+from benchmarks.results_table import by_method, judged, pooled, unit
 from quantizable_flax.evaluation.tables import title
-from quantizable_flax.models.metric import METRICS
 
 Row = dict[str, Any]
 
 
 def draw(rows: list[Row], setting: str, file: Path) -> None:
     """Writes the picture: methods downwards in the order of their cost, the least first."""
-    metric = METRICS[rows[0]["metric"]]
     methods = by_method([row for row in rows if setting in row])
     order = sorted(methods, key=lambda name: pooled(methods[name], setting)[0])
     figure, axes = plt.subplots(
@@ -45,7 +43,7 @@ def draw(rows: list[Row], setting: str, file: Path) -> None:
         axes[1].plot([row["max_inf_norm"] for row in found], places, "o", color="C1", markersize=4)
     axes[0].set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
     axes[0].invert_yaxis()
-    axes[0].set(xlabel=metric.cost_label, title=f"what {title(setting)} costs")
+    axes[0].set(xlabel=unit(rows), title=f"what {title(setting)} costs")
     largest = max(row["max_inf_norm"] for found in methods.values() for row in found)
     axes[1].set(xlabel="max inf norm", title="largest activation", xlim=(0, 1.05 * largest))
     for axis in axes:

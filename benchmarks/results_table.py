@@ -13,21 +13,23 @@ from quantizable_flax.evaluation.tables import number, title
 from quantizable_flax.models.metric import METRICS
 
 Row = dict[str, Any]
-# What tells methods apart at the size of models that minutes train: W8A8 costs next to nothing, and
-# of accuracies W6A6 too.
-JUDGED = {"perplexity": "w6a6", "top1": "w4a4"}
+# What tells methods apart at the size of models that minutes train: W8A8 costs next to nothing.
+JUDGED = "w6a6"
+UNITS = {"perplexity": "token", "top1": "image"}
+
+
+def unit(rows: list[Row]) -> str:
+    """What a cost is measured in, of images too: a few hundred tell no accuracies apart."""
+    return f"loss increase (nats per {UNITS[rows[0]['metric']]})"
 
 
 def pooled(rows: list[Row], setting: str) -> tuple[float, float]:
-    """Mean and sample standard deviation of the cost over all seeds of training and calibration.
+    """How much a setting adds to the loss: mean and sample standard deviation over all seeds.
 
-    A row knows the mean and deviation of the metric over its calibration seeds; the cost is linear
-    in it, or (perplexity) nearly so at such deviations: d log(x) = dx / x.
+    A row knows mean and deviation over its calibration seeds.
     """
-    metric = METRICS[rows[0]["metric"]]
-    means = [metric.cost(row[setting], row["fp"]) for row in rows]
-    unit = [1.0 / row[setting] if metric.name == "perplexity" else 1.0 for row in rows]
-    inner = [(row.get(f"{setting}_std") or 0.0) * u for row, u in zip(rows, unit, strict=True)]
+    means = [row[f"{setting}_loss"] - row["fp_loss"] for row in rows]
+    inner = [row.get(f"{setting}_loss_std") or 0.0 for row in rows]
     counts = [row["calibration_seeds"] for row in rows]
     total = sum(counts)
     mean = sum(n * m for n, m in zip(counts, means, strict=True)) / total
@@ -50,7 +52,7 @@ def line(method: str, rows: list[Row], settings: list[str]) -> list[str]:
     for setting in settings:
         if all(setting in row for row in rows):
             mean, deviation = pooled(rows, setting)
-            cells.append(f"{mean:+.3f} ± {deviation:.3f}")
+            cells.append(f"{mean:+.4f} ± {deviation:.4f}")
         else:  # a setting that refuses the method, or that came after some of its rows
             cells.append("")
     return [*cells, str(rows[0]["steps"]), number(sum(r["seconds"] for r in rows) / len(rows))]
@@ -66,29 +68,29 @@ def by_method(rows: list[Row]) -> dict[str, list[Row]]:
 
 def settings_of(rows: list[Row]) -> list[str]:
     """The quantized columns that some row has."""
-    found = [key.removesuffix("_std") for row in rows for key in row if key.endswith("_std")]
+    found = [
+        key.removesuffix("_loss_std") for row in rows for key in row if key.endswith("_loss_std")
+    ]
     return list(dict.fromkeys(found))
 
 
 def judged(rows: list[Row]) -> str:
-    """The setting that methods are ordered by; the first that all rows have if that one is not."""
+    """The setting that methods are ordered by: W6A6, or the first that all rows have."""
     common = [name for name in settings_of(rows) if all(name in row for row in rows)]
-    wanted = JUDGED.get(rows[0]["metric"])
-    return wanted if wanted in common else common[0]
+    return JUDGED if JUDGED in common else common[0]
 
 
 def table(rows: list[Row]) -> str:
     """All methods, those first that cost least in the setting of `judged`."""
     settings = settings_of(rows)
     methods = by_method(rows)
-    metric = METRICS[rows[0]["metric"]]
-    heads = ["method", "seeds", f"FP {metric.label}", "max inf norm", "avg kurtosis"]
-    heads += [*map(title, settings), "steps", "seconds"]
+    heads = ["method", "seeds", f"FP {METRICS[rows[0]['metric']].label}"]
+    heads += ["max inf norm", "avg kurtosis", *map(title, settings), "steps", "seconds"]
     by = judged(rows)
     order = sorted(methods, key=lambda name: pooled(methods[name], by)[0])
     lines = [heads, ["---"] * len(heads), *(line(m, methods[m], settings) for m in order)]
     text = "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
-    return f"Quantized columns: {metric.cost_label}, mean ± sample standard deviation.\n\n{text}"
+    return f"Quantized columns: {unit(rows)}, mean ± sample standard deviation.\n\n{text}"
 
 
 def write_table(file: Path) -> None:

@@ -13,8 +13,9 @@ from quantizable_flax.config import default_config
 from quantizable_flax.data.tasks import make_task
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import tables
+from quantizable_flax.evaluation.rows import result_row
 from quantizable_flax.evaluation.step import Metrics, evaluate, make_eval_step
-from quantizable_flax.evaluation.study import Evaluator, result_row
+from quantizable_flax.evaluation.study import Evaluator
 from quantizable_flax.interop import from_state_dict
 from quantizable_flax.models.bert_config import BertConfig
 from quantizable_flax.models.build import build_model, with_config
@@ -137,12 +138,16 @@ def test_row_of_a_run(trained):
     row = result_row("run", trained.config, evaluator, ["w8a8", "w2a4"], 2, trained.info)
     assert set(row) == {
         "name", "model", "attention", "metric", "fp", "fp_loss", "max_inf_norm", "avg_kurtosis",
-        "w8a8", "w8a8_std", "w2a4", "w2a4_std", "steps", "seconds",
+        "w8a8", "w8a8_std", "w8a8_loss", "w8a8_loss_std",
+        "w2a4", "w2a4_std", "w2a4_loss", "w2a4_loss_std", "steps", "seconds",
     }  # fmt: skip
     assert row["steps"] == 80
     assert row["seconds"] > 0
     assert abs(row["w8a8"] / row["fp"] - 1) < 0.02  # 8 bits cost this model next to nothing
     assert row["w2a4"] > 1.005 * row["fp"]
+    # Of each seed value = exp(loss), so that means differ by no more than the deviation.
+    assert np.exp(row["w2a4_loss"]) == pytest.approx(row["w2a4"], abs=row["w2a4_std"])
+    assert row["w2a4_loss_std"] == pytest.approx(row["w2a4_std"] / row["w2a4"], rel=0.05)
 
 
 def test_calibration_seeds_see_different_batches(trained):

@@ -14,45 +14,46 @@ from benchmarks.results_table import judged, pooled, table, write_table
 METHODS = ["vanilla", "gated"]
 
 
-def row(method, seed, fp, values, **more):
-    """A row as the runner keeps it, of raw values over calibration seeds."""
+def row(method, seed, fp_loss, losses, **more):
+    """A row as the runner keeps it, of losses over calibration seeds."""
     return {
         "method": method,
         "seed": seed,
-        "calibration_seeds": len(values),
-        "metric": "top1",
-        "fp": fp,
+        "calibration_seeds": len(losses),
+        "metric": "perplexity",
+        "fp": math.exp(fp_loss),
+        "fp_loss": fp_loss,
         "max_inf_norm": 3.0,
         "avg_kurtosis": 4.0,
-        "w8a8": float(np.mean(values)),
-        "w8a8_std": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
-        "w6a6": float(np.mean(values)) - 1,
-        "w6a6_std": 0.0,
+        **setting("w8a8", losses),
         "steps": 10,
         "seconds": 5.0,
         **more,
     }
 
 
-def test_means_and_deviations_are_those_of_all_seeds():
-    raw = {0: (90.0, [88.0, 89.0, 86.0]), 1: (92.0, [91.5, 90.0, 91.0])}
-    rows = [row("vanilla", seed, fp, values) for seed, (fp, values) in raw.items()]
-    costs = [fp - value for fp, values in raw.values() for value in values]
+def setting(name, losses):
+    """What a row has of one."""
+    deviation = float(np.std(losses, ddof=1)) if len(losses) > 1 else math.nan
+    return {
+        name: float(np.mean(np.exp(losses))),
+        f"{name}_std": 0.0,
+        f"{name}_loss": float(np.mean(losses)),
+        f"{name}_loss_std": deviation,
+    }
+
+
+@pytest.mark.parametrize(("metric", "unit"), [("perplexity", "nats per token"), ("top1", "image")])
+def test_costs_are_increases_of_the_loss_over_all_seeds(metric, unit):
+    raw = {0: (2.0, [2.1, 2.2, 2.05]), 1: (1.9, [2.3, 2.0, 2.1])}
+    rows = [row("a", seed, fp, losses, metric=metric) for seed, (fp, losses) in raw.items()]
+    costs = [loss - fp for fp, losses in raw.values() for loss in losses]
     assert pooled(rows, "w8a8") == pytest.approx((np.mean(costs), np.std(costs, ddof=1)))
-
-
-def test_costs_of_perplexities_are_nats():
-    values = [10.02, 10.05, 10.01]
-    rows = [row("vanilla", 0, 10.0, values, metric="perplexity")]
-    costs = np.log(np.array(values) / 10.0)
-    mean, deviation = pooled(rows, "w8a8")
-    # of the mean's logarithm, not the logarithms' mean: they part in the second order
-    assert mean == pytest.approx(np.mean(costs), abs=1e-5)
-    assert deviation == pytest.approx(np.std(costs, ddof=1), rel=5e-3)
+    assert f"{unit})" in table(rows).splitlines()[0]
 
 
 def test_the_table_has_the_least_cost_first(tmp_path):
-    rows = [row("vanilla", 0, 90.0, [80.0, 82.0]), row("gated", 0, 89.0, [88.0, 88.5])]
+    rows = [row("vanilla", 0, 2.0, [2.4, 2.5]), row("gated", 0, 2.1, [2.2, 2.3])]
     file = tmp_path / "bert.json"
     file.write_text(json.dumps(rows))
     write_table(file)
@@ -60,27 +61,26 @@ def test_the_table_has_the_least_cost_first(tmp_path):
     assert text == table(rows)
     lines = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line[:1] == "|"]
     assert lines[2:] == ["gated", "vanilla"]
-    # Of accuracies W4A4 decides where all rows have it.
-    for one, value in zip(rows, (70.0, 60.0), strict=True):
-        one |= {"w4a4": value, "w4a4_std": 0.0}
-    assert judged(rows) == "w4a4"
-    assert table(rows).splitlines()[-1].startswith("| gated")
-    del rows[1]["w4a4"], rows[1]["w4a4_std"]
+    # W6A6 decides where all rows have it.
+    rows[0] |= setting("w6a6", [2.5, 2.6])
     assert judged(rows) == "w8a8"
+    rows[1] |= setting("w6a6", [2.9, 3.0])
+    assert judged(rows) == "w6a6"
+    assert table(rows).splitlines()[-1].startswith("| gated")
 
 
 def test_the_picture_has_every_seed_of_every_method_with_the_setting(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(results_plot.plt, "close", shown.append)
-    rows = [row("vanilla", seed, 90.0, [80.0, 82.0 + seed]) for seed in (0, 1)]
-    rows += [row("gated", 0, 89.0, [88.0, 88.5]), row("other", 0, 89.0, [88.0])]
-    del rows[-1]["w6a6"]
+    w6a6 = setting("w6a6", [2.6, 2.6])
+    rows = [row("vanilla", seed, 2.0, [2.3, 2.5 + seed], **w6a6) for seed in (0, 1)]
+    rows += [row("gated", 0, 2.5, [2.6, 2.7], **w6a6), row("other", 0, 2.0, [2.1])]
     results_plot.draw(rows, "w6a6", tmp_path / "bert.png")
     assert (tmp_path / "bert.png").read_bytes().startswith(b"\x89PNG")
     costs, norms = shown[0].axes
     assert [label.get_text() for label in costs.get_yticklabels()] == ["gated", "vanilla"]
     drawn = [bars.lines[0].get_xdata().tolist() for bars in costs.containers]
-    assert drawn == [pytest.approx([89.0 - 87.25]), pytest.approx([90.0 - 80.0, 90.0 - 80.5])]
+    assert drawn == [pytest.approx([0.1]), pytest.approx([0.6, 0.6])]
     assert [len(line.get_xdata()) for line in norms.lines] == [1, 2]
 
 
@@ -94,7 +94,7 @@ def study(tmp_path, monkeypatch):
         if command[1] == "eval.py":
             path = command[4].removeprefix("--json=")
             with open(path, "w") as file:
-                found = row("", 0, 90.0, [1.0, 2.0])  # eval.py knows of no methods
+                found = row("", 0, 2.0, [2.1, 2.2])  # eval.py knows of no methods
                 json.dump([{k: v for k, v in found.items() if k not in ("method", "seed")}], file)
 
     monkeypatch.setattr(results, "_call", call)
@@ -130,13 +130,13 @@ def test_a_setting_that_refuses_a_method_leaves_an_empty_cell(study):
     study.options.quant = "w8a8,w8a8+smooth"
     assert study.settings("vanilla") == "w8a8,w8a8+smooth"
     assert study.settings("rms_norm_single") == "w8a8"
-    smooth = {"w8a8+smooth": 80.0, "w8a8+smooth_std": 0.0}
-    rows = [row("vanilla", 0, 90.0, [80.0, 81.0], **smooth), row("other", 0, 90.0, [70.0, 71.0])]
+    smooth = setting("w8a8+smooth", [2.25, 2.25])
+    rows = [row("vanilla", 0, 2.0, [2.1, 2.2], **smooth), row("other", 0, 2.0, [2.3, 2.4])]
     first, second = table(rows).splitlines()[-2:]
-    assert "+10.000 ± 0.000" in first
+    assert "+0.2500 ± 0.0000" in first
     assert "|  |" in second
-    rows.append(row("vanilla", 1, 90.0, [80.0, 81.0]))  # of before there was that setting
-    assert "+10.000 ± 0.000" not in table(rows)
+    rows.append(row("vanilla", 1, 2.0, [2.1, 2.2]))  # of before there was that setting
+    assert "+0.2500 ± 0.0000" not in table(rows)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from quantizable_flax.checkpoint.logged import history
 from quantizable_flax.cli import export, program
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluation import tables
-from quantizable_flax.evaluation.study import make_evaluator, result_row
+from quantizable_flax.evaluation.rows import result_row
+from quantizable_flax.evaluation.study import make_evaluator
 from quantizable_flax.ptq.settings import Setting, check_setting, parse_settings
 from quantizable_flax.quantization.spec import BACKENDS
 from quantizable_flax.report.report import report, sensitivity_report

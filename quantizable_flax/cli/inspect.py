@@ -15,7 +15,8 @@ from quantizable_flax.cli import program
 from quantizable_flax.data.tasks import make_task
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import tables
-from quantizable_flax.evaluation.study import Evaluator, make_evaluator, result_row
+from quantizable_flax.evaluation.rows import result_row
+from quantizable_flax.evaluation.study import Evaluator, make_evaluator
 from quantizable_flax.ptq.settings import check_setting, parse_settings
 from quantizable_flax.report.record import record
 from quantizable_flax.report.report import report

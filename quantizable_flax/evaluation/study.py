@@ -3,15 +3,12 @@
 import functools
 import itertools
 import logging
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from ml_collections import ConfigDict
 
 from quantizable_flax.checkpoint.load import Run, load_run
 from quantizable_flax.config import default_config
@@ -25,12 +22,12 @@ from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation.judge import ByFidelity, ByLabels, Judge, by_fidelity
 from quantizable_flax.evaluation.outliers import outlier_sites
 from quantizable_flax.evaluation.step import Metrics
-from quantizable_flax.models.build import attention_label, check_length, with_config, with_quant
+from quantizable_flax.models.build import check_length, with_config, with_quant
 from quantizable_flax.models.metric import FIDELITY, Metric
 from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.ptq.int8 import count_products, to_int8
 from quantizable_flax.ptq.sensitivity import SiteCost, sensitivity
-from quantizable_flax.ptq.settings import Setting, make_spec, parse_setting
+from quantizable_flax.ptq.settings import Setting, make_spec
 from quantizable_flax.ptq.smoothquant import smooth
 from quantizable_flax.quantization.learned import without_grids
 from quantizable_flax.runtime.mesh import batch_share, make_mesh
@@ -230,55 +227,3 @@ def _check_reads_the_same(run: Run, known: Run, reference: str) -> None:
             f"eval.reference={reference} has another tokenizer than this model: set it to the "
             "model that this one came from."
         )
-
-
-def result_row(
-    name: str,
-    config: ConfigDict,
-    evaluator: Evaluator,
-    settings: Iterable[Setting | str],
-    seeds: int,
-    info: dict,
-    backend: str = "simulated",
-) -> dict[str, Any]:
-    """Returns one table row: figures of the floating-point model and of every setting.
-
-    Keys: name, model, attention, metric, fp, fp_loss, max_inf_norm, avg_kurtosis, steps, seconds
-    (of training), and per setting `w8a8` (mean over calibration seeds) and `w8a8_std` (standard
-    deviation of this sample: nan of one seed, 0 where no seed matters). Where fidelity is measured,
-    also `fp_hidden_error`, `fp_pooled_error`, `fp_neighbours` and the same of each setting.
-    """
-    row: dict[str, Any] = {
-        "name": name,
-        "model": config.model.name,
-        "attention": attention_label(config),
-        "metric": evaluator.metric.name,
-        "fp": evaluator.fp.value,
-        "fp_loss": evaluator.fp.loss,
-        "max_inf_norm": evaluator.fp.outliers["max_inf_norm"],
-        "avg_kurtosis": evaluator.fp.outliers["avg_kurtosis"],
-    }
-    row |= _fidelity("fp", [evaluator.fp])
-    for setting in map(parse_setting, settings):
-        found, column = evaluator.measured(setting, seeds, backend), setting.name
-        values = [metrics.value for metrics in found]
-        row[column] = float(np.mean(values))
-        row[f"{column}_std"] = _deviation(values, seeds)
-        row |= _fidelity(column, found)
-    row["steps"], row["seconds"] = info["step"], info["train_seconds"]
-    return row
-
-
-def _fidelity(column: str, found: Sequence[Metrics]) -> dict[str, float]:
-    """Means of what is measured beside the cosine, nothing where labels are scored."""
-    known = [metrics.fidelity for metrics in found if metrics.fidelity is not None]
-    names = ("hidden_error", "pooled_error", "neighbours") if known else ()
-    return {f"{column}_{name}": float(np.mean([getattr(f, name) for f in known])) for name in names}
-
-
-def _deviation(values: Sequence[float], seeds: int) -> float:
-    """The standard deviation over so many seeds; one value of several is that of each."""
-    if len(values) > 1:
-        with np.errstate(invalid="ignore"):  # infinite values have no deviation: nan
-            return float(np.std(values, ddof=1))
-    return 0.0 if seeds > 1 else math.nan
