@@ -27,7 +27,20 @@ Axes = tuple[str | None, ...]
 def partitioned_param(
     module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: Axes
 ) -> jax.Array:
-    """Declares a float32 parameter whose axes carry logical names for sharding."""
+    """Declares a float32 parameter whose axes carry logical names for sharding.
+
+    Raises:
+      UserError: the parameters hold one of another shape.
+    """
+    if module.has_variable("params", name):
+        # As `module.param`, which would trace `init` to know the shape: a quarter of all tracing.
+        known: Any = nn.unbox(module.get_variable("params", name))
+        if jnp.shape(known) != shape:
+            raise UserError(
+                f"the parameter {'/'.join((*module.path, name))} must have the shape "
+                f"{list(shape)}, found {list(jnp.shape(known))}: is it of another configuration?"
+            )
+        return known
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)  # type: ignore[return-value]
 
 

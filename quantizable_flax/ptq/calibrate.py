@@ -89,10 +89,13 @@ def unknown_ranges(model: nn.Module, params: Any, batch: Batch) -> Any:
 def first_ranges(model: nn.Module, params: Any, batch: Batch | None = None) -> Any:
     """Returns the ranges before any batch: those of the weights, and unknown ones of activations.
 
-    Traceable; `batch` gives the shapes, by default those of the model's smallest one.
+    Traceable; `batch` gives the shapes, by default those of the model's smallest one. Inside
+    `jax.jit` nothing but the weights is computed.
     """
     batch = model.example_batch() if batch is None else batch
-    return with_weight_ranges(model, params, unknown_ranges(model, params, batch), batch)
+    _, updated = model.apply({"params": params}, batch, method="loss", mutable=[RANGES, FRESH])
+    unknown = jax.tree.map(jnp.zeros_like, updated.get(RANGES, {}))
+    return _with_fresh(unknown, updated)
 
 
 _first_ranges = jax.jit(first_ranges, static_argnums=0)
@@ -110,6 +113,10 @@ def with_weight_ranges(
     _, updated = model.apply(
         {"params": params, RANGES: ranges}, batch, method="loss", mutable=[FRESH]
     )
+    return _with_fresh(ranges, updated)
+
+
+def _with_fresh(ranges: Any, updated: Any) -> Any:
     fresh = traverse_util.flatten_dict(updated.get(FRESH, {}))
     return traverse_util.unflatten_dict(traverse_util.flatten_dict(ranges) | fresh)
 

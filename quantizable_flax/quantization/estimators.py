@@ -83,6 +83,11 @@ def empty(
     return known
 
 
+@functools.partial(
+    jax.jit,
+    static_argnames=("estimator", "bits", "symmetric", "momentum", "percentile"),
+    inline=True,
+)
 def update(
     state: State,
     x: jax.Array,
@@ -105,6 +110,9 @@ def update(
     return update_running(Range(*state), x, momentum=momentum, percentile=percentile)
 
 
+@functools.partial(
+    jax.jit, static_argnames=("estimator", "bits", "percentile", "channel_axis"), inline=True
+)
 def weight_range(
     w: jax.Array,
     *,

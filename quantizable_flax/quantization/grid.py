@@ -1,5 +1,10 @@
-"""The uniform affine grid: scale, zero point, bounds (arXiv 2306.12929, section 2)."""
+"""The uniform affine grid: scale, zero point, bounds (arXiv 2306.12929, section 2).
 
+What a model does at hundreds of sites is `jax.jit(..., inline=True)`, here and in the files that
+read this one: it is traced once for each shape and leaves no call in the program.
+"""
+
+import functools
 from typing import NamedTuple
 
 import jax
@@ -29,14 +34,26 @@ MIN_MAX = 1e-8  # a range always reaches this far above 0, so that no scale is 0
 def asymmetric_grid(x_min: jax.Array, x_max: jax.Array, bits: int) -> Grid:
     """Unsigned grid [0, 2^bits - 1] over [x_min, x_max], widened to contain 0."""
     upper = 2.0**bits - 1
+    scale, zero_point = _scale_and_zero(x_min, x_max, upper)
+    return Grid(scale, zero_point, 0.0, upper)
+
+
+@functools.partial(jax.jit, static_argnames="upper", inline=True)
+def _scale_and_zero(
+    x_min: jax.Array, x_max: jax.Array, upper: float
+) -> tuple[jax.Array, jax.Array]:
     x_min = jnp.minimum(x_min.astype(jnp.float32), 0.0)
     x_max = jnp.maximum(x_max.astype(jnp.float32), MIN_MAX)
-    step = (x_max - x_min) / upper
+    # Of a division by a constant XLA makes a product with its reciprocal, and of a / (b / c) a
+    # product by c: each a last digit off, which decides ties.
+    apart = jax.lax.optimization_barrier
+    step = apart((x_max - x_min) / apart(jnp.float32(upper)))
     # As published, the zero point comes from the step before its floor is applied.
     zero_point = jnp.clip(jnp.round(-x_min / step), 0.0, upper)
-    return Grid(jnp.maximum(step, MIN_MAX), zero_point, 0.0, upper)
+    return jnp.maximum(step, MIN_MAX), zero_point
 
 
+@functools.partial(jax.jit, static_argnames="bits", inline=True)
 def symmetric_grid(x_min: jax.Array, x_max: jax.Array, bits: int) -> Grid:
     """Grid with zero point 0: signed if any minimum is negative, else unsigned.
 

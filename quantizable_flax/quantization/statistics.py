@@ -1,16 +1,19 @@
 """Outlier statistics of one tensor, per sample (arXiv 2306.12929, section 5)."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 
+@functools.partial(jax.jit, inline=True)
 def inf_norm(x: jax.Array) -> jax.Array:
     """max|x| of each sample: [B, ...] -> float32 [B]."""
     return jnp.max(jnp.abs(_rows(x)), axis=-1)
 
 
+@functools.partial(jax.jit, inline=True)
 def kurtosis(x: jax.Array) -> jax.Array:
     """`mean((x - mu)^4) / (s^4 + 1e-6)` of each sample, s unbiased: [B, ...] -> float32 [B]."""
     x = _rows(x)

@@ -1,6 +1,7 @@
 """Quantized tensors and their products: our own interface, behind which AQT or qwix works."""
 
 import dataclasses
+import functools
 import string
 from collections.abc import Callable
 from typing import Any, cast
@@ -121,6 +122,7 @@ def as_rows(x: Tensor) -> Tensor:
     return x.moved(rows) if isinstance(x, Quantized) else rows(x)
 
 
+@functools.partial(jax.jit, static_argnames=("wide", "library"), inline=True)
 def quantize(x: jax.Array, grid: Grid, *, wide: bool = True, library: str = AQT) -> Quantized:
     """Rounds x to the grid, with straight-through gradients; the codes are centred floats.
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from quantizable_flax import QuantSpec
-from quantizable_flax.models.build import with_quant
+from quantizable_flax.models.build import quant_spec, with_quant
 from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.ptq.int8 import to_int8
+from tests.compiled import ORDINARY
 from tests.small import small_batch, small_model
 
 
@@ -40,12 +41,20 @@ class Case(NamedTuple):
 
 def _run(model, variables, inputs, options):
     # Options are few and plain: models that are equal share their program.
-    return jax.device_get(_program(model, variables, inputs, tuple(options.items())))
+    spec = quant_spec(model)
+    program = _rotating if spec is not None and spec.hadamard else _program
+    return jax.device_get(program(model, variables, inputs, tuple(options.items())))
 
 
 # Variables are arguments of the program, or XLA would fold the weights into constants.
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _program(model, variables, inputs, options):
+    return model.apply(variables, *inputs, **dict(options))
+
+
+# Rotations are sums of floats before the rounding: their last bits must be those of everybody.
+@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=ORDINARY)
+def _rotating(model, variables, inputs, options):
     return model.apply(variables, *inputs, **dict(options))
 
 
