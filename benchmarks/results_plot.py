@@ -44,6 +44,7 @@ def draw(rows: list[Row], setting: str, file: Path) -> None:
     axes[0].set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
     axes[0].invert_yaxis()
     axes[0].set(xlabel=unit(rows), title=f"what {title(setting)} costs")
+    axes[0].set_xlim(left=min(0.0, axes[0].get_xlim()[0]))
     largest = max(row["max_inf_norm"] for found in methods.values() for row in found)
     axes[1].set(xlabel="max inf norm", title="largest activation", xlim=(0, 1.05 * largest))
     for axis in axes:
