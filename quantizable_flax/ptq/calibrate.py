@@ -101,17 +101,14 @@ def first_ranges(model: nn.Module, params: Any, batch: Batch | None = None) -> A
 _first_ranges = jax.jit(first_ranges, static_argnums=0)
 
 
-def with_weight_ranges(
-    model: nn.Module, params: Any, ranges: Any, batch: Batch | None = None
-) -> Any:
+def with_weight_ranges(model: nn.Module, params: Any, ranges: Any) -> Any:
     """Returns the ranges with those of all weights taken anew; activations keep theirs.
 
-    Traceable; the forward pass around the weights is of `batch`, by default the smallest one, and
-    inside `jax.jit` it is left out of the program, as nothing reads it.
+    Traceable; the forward pass around the weights is of the smallest batch, and inside `jax.jit`
+    it is left out of the program, as nothing reads it.
     """
-    batch = model.example_batch() if batch is None else batch
     _, updated = model.apply(
-        {"params": params, RANGES: ranges}, batch, method="loss", mutable=[FRESH]
+        {"params": params, RANGES: ranges}, model.example_batch(), method="loss", mutable=[FRESH]
     )
     return _with_fresh(ranges, updated)
 

@@ -46,8 +46,8 @@ def _scale_and_zero(
     x_max = jnp.maximum(x_max.astype(jnp.float32), MIN_MAX)
     # Of a division by a constant XLA makes a product with its reciprocal, and of a / (b / c) a
     # product by c: each a last digit off, which decides ties.
-    apart = jax.lax.optimization_barrier
-    step = apart((x_max - x_min) / apart(jnp.float32(upper)))
+    barrier = jax.lax.optimization_barrier
+    step = barrier((x_max - x_min) / barrier(jnp.float32(upper)))
     # As published, the zero point comes from the step before its floor is applied.
     zero_point = jnp.clip(jnp.round(-x_min / step), 0.0, upper)
     return jnp.maximum(step, MIN_MAX), zero_point

@@ -1,6 +1,5 @@
 """A small model of any family, simulated and on integers, and its inputs."""
 
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -46,16 +45,14 @@ def _run(model, variables, inputs, options):
     return jax.device_get(program(model, variables, inputs, tuple(options.items())))
 
 
+def _apply(model, variables, inputs, options):
+    return model.apply(variables, *inputs, **dict(options))
+
+
 # Variables are arguments of the program, or XLA would fold the weights into constants.
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _program(model, variables, inputs, options):
-    return model.apply(variables, *inputs, **dict(options))
-
-
+_program = jax.jit(_apply, static_argnums=(0, 3))
 # Rotations are sums of floats before the rounding: their last bits must be those of everybody.
-@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options=ORDINARY)
-def _rotating(model, variables, inputs, options):
-    return model.apply(variables, *inputs, **dict(options))
+_rotating = jax.jit(_apply, static_argnums=(0, 3), compiler_options=ORDINARY)
 
 
 def make_case(
