@@ -1,11 +1,16 @@
-"""docs/results/FAMILY.json as a Markdown table: means over training and calibration seeds.
+"""docs/results/FAMILY.json as Markdown tables: what each training seed has, and means over seeds.
 
-python -m benchmarks.results_table docs/results/bert.json
+python -m benchmarks.results_table docs/results/*.json
+
+FAMILY.md beside the rows gets both with every setting; docs/results.md gets the first, with the
+settings of `PAGE`, between `<!-- table of FAMILY -->` and `<!-- end of the table of FAMILY -->`.
 """
 
+import argparse
 import json
 import math
-import sys
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,9 @@ from quantizable_flax.models.metric import METRICS
 Row = dict[str, Any]
 # What tells methods apart at the size of models that minutes train: W8A8 costs next to nothing.
 JUDGED = "w6a6"
+# The columns that fit on a page.
+PAGE = ("w8a8", "w6a6", "w4a4", "w6a6+hadamard")
+OUTLIERS = ("max_inf_norm", "avg_kurtosis")
 UNITS = {"perplexity": "token", "top1": "image"}
 
 
@@ -48,7 +56,7 @@ def spread(values: list[float]) -> str:
 def line(method: str, rows: list[Row], settings: list[str]) -> list[str]:
     """The cells of one method."""
     cells = [method, str(len(rows))]
-    cells += [spread([row[key] for row in rows]) for key in ("fp", "max_inf_norm", "avg_kurtosis")]
+    cells += [spread([row[key] for row in rows]) for key in ("fp", *OUTLIERS)]
     for setting in settings:
         if all(setting in row for row in rows):
             mean, deviation = pooled(rows, setting)
@@ -80,23 +88,73 @@ def judged(rows: list[Row]) -> str:
     return JUDGED if JUDGED in common else common[0]
 
 
-def table(rows: list[Row]) -> str:
-    """All methods, those first that cost least in the setting of `judged`."""
+def in_order(rows: list[Row]) -> dict[str, list[Row]]:
+    """The rows of each method, those first that cost least in the setting of `judged`."""
+    methods, by = by_method(rows), judged(rows)
+    return dict(sorted(methods.items(), key=lambda item: pooled(item[1], by)[0]))
+
+
+def markdown(heads: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
+    cells = [heads, ["---"] * len(heads), *lines]
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
+
+
+def means(rows: list[Row]) -> str:
+    """All methods, pooled over training and calibration seeds."""
     settings = settings_of(rows)
-    methods = by_method(rows)
     heads = ["method", "seeds", f"FP {METRICS[rows[0]['metric']].label}"]
     heads += ["max inf norm", "avg kurtosis", *map(title, settings), "steps", "seconds"]
-    by = judged(rows)
-    order = sorted(methods, key=lambda name: pooled(methods[name], by)[0])
-    lines = [heads, ["---"] * len(heads), *(line(m, methods[m], settings) for m in order)]
-    text = "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
-    return f"Quantized columns: {unit(rows)}, mean ± sample standard deviation.\n\n{text}"
+    return markdown(heads, [line(m, found, settings) for m, found in in_order(rows).items()])
+
+
+def by_seed(rows: list[Row], settings: Iterable[str]) -> str:
+    """All methods, a value for each training seed: means over its calibration seeds."""
+    settings = [name for name in settings_of(rows) if name in settings]
+    heads = ["method", f"FP {METRICS[rows[0]['metric']].label}", "max inf norm", "avg kurtosis"]
+    lines = []
+    for method, found in in_order(rows).items():
+        found = sorted(found, key=lambda row: row["seed"])
+        cells = [[number(row[key]) for row in found] for key in ("fp", *OUTLIERS)]
+        cells += [
+            [f"{pooled([row], name)[0]:+.4f}" for row in found if name in row] for name in settings
+        ]
+        lines.append([method, *map(", ".join, cells)])
+    return markdown([*heads, *map(title, settings)], lines)
+
+
+def table(rows: list[Row]) -> str:
+    """The file of a family: both tables."""
+    return (
+        f"Quantized columns: {unit(rows)}. Of each training seed, mean over calibration seeds:\n\n"
+        f"{by_seed(rows, settings_of(rows))}\n"
+        f"Mean ± sample standard deviation over training and calibration seeds:\n\n{means(rows)}"
+    )
+
+
+def into_page(page: Path, family: str, text: str) -> None:
+    """Puts a table between its marks; a page without them stays as it is."""
+    begin, end = f"<!-- table of {family} -->\n", f"<!-- end of the table of {family} -->\n"
+    between = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
+    page.write_text(between.sub(lambda _: f"\n{text}\n", page.read_text()))
 
 
 def write_table(file: Path) -> None:
-    """Writes the table beside the rows."""
-    file.with_suffix(".md").write_text(table(json.loads(file.read_text())))
+    """Writes the tables beside the rows, and into the page one folder up, where there is one."""
+    rows = json.loads(file.read_text())
+    file.with_suffix(".md").write_text(table(rows))
+    page = file.parent.with_suffix(".md")
+    if page.exists():
+        into_page(page, file.stem, by_seed(rows, PAGE))
+
+
+def main() -> None:
+    """Writes the tables of files of rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", type=Path, nargs="+")
+    for file in parser.parse_args().rows:
+        write_table(file)
 
 
 if __name__ == "__main__":
-    write_table(Path(sys.argv[1]))
+    main()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import results, results_plot
-from benchmarks.results_table import judged, pooled, table, write_table
+from benchmarks.results_table import PAGE, by_seed, judged, pooled, table, write_table
 
 METHODS = ["vanilla", "gated"]
 
@@ -60,13 +60,42 @@ def test_the_table_has_the_least_cost_first(tmp_path):
     text = (tmp_path / "bert.md").read_text()
     assert text == table(rows)
     lines = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line[:1] == "|"]
-    assert lines[2:] == ["gated", "vanilla"]
+    assert lines == 2 * ["method", "---", "gated", "vanilla"]
     # W6A6 decides where all rows have it.
     rows[0] |= setting("w6a6", [2.5, 2.6])
     assert judged(rows) == "w8a8"
     rows[1] |= setting("w6a6", [2.9, 3.0])
     assert judged(rows) == "w6a6"
     assert table(rows).splitlines()[-1].startswith("| gated")
+
+
+def test_a_page_has_what_each_training_seed_has_and_keeps_the_rest(tmp_path):
+    rows = [row("gated", seed, 2.0, [2.1 + seed, 2.2 + seed]) for seed in (1, 0)]
+    rows += [row("vanilla", 0, 2.0, [9.0])]
+    marks = "<!-- table of {} -->\n\nold\n<!-- end of the table of {} -->\n"
+    page = tmp_path / "results.md"
+    page.write_text("before\n" + marks.format("bert", "bert") + marks.format("opt", "opt"))
+    (tmp_path / "results").mkdir()
+    file = tmp_path / "results" / "bert.json"
+    file.write_text(json.dumps(rows))
+    write_table(file)
+    write_table(file)  # again: the same
+    shown = by_seed(rows, PAGE)
+    assert "| gated | 7.389, 7.389 | " in shown
+    assert shown.splitlines()[2].endswith(" | +0.1500, +1.1500 |")
+    assert shown in table(rows)
+    assert page.read_text() == (
+        "before\n" + marks.format("bert", "bert").replace("old", shown) + marks.format("opt", "opt")
+    )
+
+
+@pytest.mark.parametrize("family", ["bert", "opt", "vit"])
+def test_the_docs_have_the_tables_of_their_rows(family):
+    file = results.ROOT / f"docs/results/{family}.json"
+    rows = json.loads(file.read_text())
+    assert file.with_suffix(".md").read_text() == table(rows)
+    page = (results.ROOT / "docs/results.md").read_text()
+    assert f"<!-- table of {family} -->\n\n{by_seed(rows, PAGE)}\n<!-- end" in page
 
 
 def test_the_picture_has_every_seed_of_every_method_with_the_setting(tmp_path, monkeypatch):
