@@ -2,11 +2,13 @@
 
 python -m benchmarks.results_plot docs/results/bert.json [--setting=w8a8]
 
-A dot for each training seed; bars are sample standard deviations over calibration seeds.
+A dot for each training seed; bars are sample standard deviations over calibration seeds. A value of
+more than `FAR` medians stands as a number, for the others would lie on one spot beside it.
 """
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +16,55 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from benchmarks.results_table import by_method, judged, pooled, unit
 from quantizable_flax.evaluation.tables import title
 
 Row = dict[str, Any]
+FAR = 8
 
 
 def draw(rows: list[Row], setting: str, file: Path) -> None:
     """Writes the picture: methods downwards in the order of their cost, the least first."""
     methods = by_method([row for row in rows if setting in row])
     order = sorted(methods, key=lambda name: pooled(methods[name], setting)[0])
+    costs = [[pooled([row], setting) for row in methods[name]] for name in order]
+    norms = [[(row["max_inf_norm"], 0.0) for row in methods[name]] for name in order]
     figure, axes = plt.subplots(
         1, 2, figsize=(9, 1.1 + 0.27 * len(order)), sharey=True, layout="constrained"
     )
-    for place, name in enumerate(order):
-        found = methods[name]
-        costs = [pooled([row], setting) for row in found]
-        places = [place] * len(found)
-        axes[0].errorbar(
-            [mean for mean, _ in costs],
-            places,
-            xerr=[deviation for _, deviation in costs],
-            fmt="o",
-            color="C0",
-            markersize=4,
-        )
-        axes[1].plot([row["max_inf_norm"] for row in found], places, "o", color="C1", markersize=4)
+    _panel(axes[0], costs, "C0")
+    _panel(axes[1], norms, "C1")
     axes[0].set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(order) - 0.5, -0.5)
     axes[0].set(xlabel=unit(rows), title=f"what {title(setting)} costs")
-    axes[0].set_xlim(left=min(0.0, axes[0].get_xlim()[0]))
-    largest = max(row["max_inf_norm"] for found in methods.values() for row in found)
-    axes[1].set(xlabel="max inf norm", title="largest activation", xlim=(0, 1.05 * largest))
-    for axis in axes:
-        axis.grid(alpha=0.3)
+    axes[1].set(xlabel="max inf norm", title="largest activation")
     figure.savefig(file, dpi=110)
     plt.close(figure)
+
+
+def _panel(axis: Axes, lines: list[list[tuple[float, float]]], color: str) -> None:
+    """A line of dots with their deviations for each method; those beyond the scale as numbers."""
+    values = [value for line in lines for value, _ in line]
+    far = FAR * statistics.median(map(abs, values))
+    for place, line in enumerate(lines):
+        drawn = [(value, deviation) for value, deviation in line if value <= far]
+        axis.errorbar(
+            [value for value, _ in drawn],
+            [place] * len(drawn),
+            xerr=[deviation for _, deviation in drawn],
+            fmt="o",
+            color=color,
+            markersize=4,
+        )
+        beyond = ", ".join(f"{value:.3g}" for value, _ in line if value > far)
+        if beyond:
+            spot = axis.get_yaxis_transform()  # across in parts of the panel
+            text = f"{beyond} \N{RIGHTWARDS ARROW}"
+            axis.text(0.99, place, text, ha="right", va="center", transform=spot)
+    axis.set_xlim(left=min(0.0, axis.get_xlim()[0]))
+    axis.grid(alpha=0.3)
 
 
 def main() -> None:

@@ -110,7 +110,14 @@ def test_the_picture_has_every_seed_of_every_method_with_the_setting(tmp_path, m
     assert [label.get_text() for label in costs.get_yticklabels()] == ["gated", "vanilla"]
     drawn = [bars.lines[0].get_xdata().tolist() for bars in costs.containers]
     assert drawn == [pytest.approx([0.1]), pytest.approx([0.6, 0.6])]
-    assert [len(line.get_xdata()) for line in norms.lines] == [1, 2]
+    assert [len(bars.lines[0].get_xdata()) for bars in norms.containers] == [1, 2]
+    # One far away is a number, so that the others stay apart.
+    rows[1] |= {"max_inf_norm": 3.0 * results_plot.FAR + 1}
+    results_plot.draw(rows, "w6a6", tmp_path / "bert.png")
+    costs, norms = shown[1].axes
+    assert [text.get_text() for text in norms.texts] == ["25 \N{RIGHTWARDS ARROW}"]
+    assert norms.get_xlim()[1] < 4
+    assert not costs.texts
 
 
 @pytest.fixture
