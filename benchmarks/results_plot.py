@@ -7,7 +7,6 @@ more than `FAR` medians stands as a number, for the others would lie on one spot
 """
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.results_table import by_method, judged, pooled, unit
+from benchmarks.results_table import by_method, judged, pooled, read_rows, settings_of, unit
+from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluation.tables import title
 
 Row = dict[str, Any]
@@ -73,8 +73,13 @@ def main() -> None:
     parser.add_argument("rows", type=Path)
     parser.add_argument("--setting", help="by default the one that the table is ordered by")
     options = parser.parse_args()
-    rows = json.loads(options.rows.read_text())
-    draw(rows, options.setting or judged(rows), options.rows.with_suffix(".png"))
+    try:
+        rows = read_rows(options.rows)
+        setting = options.setting or judged(rows)
+        check_choice("--setting", setting, settings_of(rows))
+    except UserError as error:
+        parser.error(str(error))
+    draw(rows, setting, options.rows.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation.tables import number, title
 from quantizable_flax.models.metric import METRICS
 
@@ -24,6 +25,27 @@ JUDGED = "w6a6"
 PAGE = ("w8a8", "w6a6", "w4a4", "w6a6+hadamard")
 OUTLIERS = ("max_inf_norm", "avg_kurtosis")
 UNITS = {"perplexity": "token", "top1": "image"}
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Reads docs/results/FAMILY.json.
+
+    Raises:
+      UserError: there is no such file, or no row of `benchmarks.results` in it.
+    """
+    try:
+        rows = json.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"{file} could not be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON: {error}.") from error
+    kept = {"method", "seed", "calibration_seeds", "overrides", "fp_loss"}
+    if not (isinstance(rows, list) and rows and all(kept <= set(row) for row in rows)):
+        raise UserError(
+            f"{file} must have a list of the rows that python -m benchmarks.results keeps, with "
+            f"{', '.join(sorted(kept))} and more."
+        )
+    return rows
 
 
 def unit(rows: list[Row]) -> str:
@@ -60,7 +82,8 @@ def line(method: str, rows: list[Row], settings: list[str]) -> list[str]:
     for setting in settings:
         if all(setting in row for row in rows):
             mean, deviation = pooled(rows, setting)
-            cells.append(f"{mean:+.4f} ± {deviation:.4f}")
+            behind = "" if math.isnan(deviation) else f" ± {deviation:.4f}"
+            cells.append(f"{mean:+.4f}{behind}")
         else:  # a setting that refuses the method, or that came after some of its rows
             cells.append("")
     return [*cells, str(rows[0]["steps"]), number(sum(r["seconds"] for r in rows) / len(rows))]
@@ -83,8 +106,17 @@ def settings_of(rows: list[Row]) -> list[str]:
 
 
 def judged(rows: list[Row]) -> str:
-    """The setting that methods are ordered by: W6A6, or the first that all rows have."""
+    """The setting that methods are ordered by: W6A6, or the first that all rows have.
+
+    Raises:
+      UserError: there is none.
+    """
     common = [name for name in settings_of(rows) if all(name in row for row in rows)]
+    if not common:
+        raise UserError(
+            f"rows must have a setting in common, found {', '.join(settings_of(rows))}: delete the "
+            "rows of other settings."
+        )
     return JUDGED if JUDGED in common else common[0]
 
 
@@ -109,17 +141,32 @@ def means(rows: list[Row]) -> str:
 
 
 def by_seed(rows: list[Row], settings: Iterable[str]) -> str:
-    """All methods, a value for each training seed: means over its calibration seeds."""
+    """All methods, a value for each training seed: means over its calibration seeds.
+
+    Where the cost of a setting does not tell which model ends best, its metric does: of the one
+    that methods are ordered by, it stands behind that in floating point.
+    """
     settings = [name for name in settings_of(rows) if name in settings]
-    heads = ["method", f"FP {METRICS[rows[0]['metric']].label}", "max inf norm", "avg kurtosis"]
-    lines = []
-    for method, found in in_order(rows).items():
-        found = sorted(found, key=lambda row: row["seed"])
-        cells = [[number(row[key]) for row in found] for key in ("fp", *OUTLIERS)]
-        cells += [
-            [f"{pooled([row], name)[0]:+.4f}" for row in found if name in row] for name in settings
-        ]
-        lines.append([method, *map(", ".join, cells)])
+    by, label = judged(rows), METRICS[rows[0]["metric"]].label
+    seeds = sorted({row["seed"] for row in rows})
+
+    def of(found: list[Row], show: Callable[[Row], str], key: str) -> str:
+        known = {row["seed"]: show(row) for row in found if key in row}
+        return ", ".join(known.get(seed, "–") for seed in seeds)
+
+    def cost(name: str) -> Callable[[Row], str]:
+        return lambda row: f"{pooled([row], name)[0]:+.4f}"
+
+    def value(key: str) -> Callable[[Row], str]:
+        return lambda row: number(row[key])
+
+    lines = [
+        [method]
+        + [of(found, value(key), key) for key in ("fp", by, *OUTLIERS)]
+        + [of(found, cost(name), name) for name in settings]
+        for method, found in in_order(rows).items()
+    ]
+    heads = ["method", f"FP {label}", f"{title(by)} {label}", "max inf norm", "avg kurtosis"]
     return markdown([*heads, *map(title, settings)], lines)
 
 
@@ -141,7 +188,7 @@ def into_page(page: Path, family: str, text: str) -> None:
 
 def write_table(file: Path) -> None:
     """Writes the tables beside the rows, and into the page one folder up, where there is one."""
-    rows = json.loads(file.read_text())
+    rows = read_rows(file)
     file.with_suffix(".md").write_text(table(rows))
     page = file.parent.with_suffix(".md")
     if page.exists():
@@ -152,8 +199,11 @@ def main() -> None:
     """Writes the tables of files of rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", type=Path, nargs="+")
-    for file in parser.parse_args().rows:
-        write_table(file)
+    try:
+        for file in parser.parse_args().rows:
+            write_table(file)
+    except UserError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ VARIANTS = variants(
 
 def get_config(variant="vanilla"):
     config = bert_base.get_config()
+    config.data.source = "files"  # embedded text is too little for it
     config.model.vocab_size = config.data.tokenizer.vocab_size = 8192
     config.model.hidden_size = 512
     config.model.num_heads = 8
