@@ -140,6 +140,7 @@ def test_workdir_of_another_architecture(folder):
         (["--workdir=RUN", "--quant=w1a8"], ["2..16", "1"]),
         # Before the evaluation, not after it: a folder is no file.
         (["--workdir=RUN", "--report=RUN"], ["cannot write", "Is a directory"]),
+        (["--workdir=RUN", "--report=x", "--markdown=x"], ["must be two files, found x"]),
         (["--workdir=RUN", "--calibration_seeds=0"], ["at least 1"]),
         (["--workdir=RUN", "--config.model.num_layers=3"], ["model.num_layers cannot be changed"]),
         (["--workdir=RUN", "--config.data.fils=x"], ["data.fils", "'files'"]),

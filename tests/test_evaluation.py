@@ -13,7 +13,7 @@ from quantizable_flax.config import default_config
 from quantizable_flax.data.tasks import make_task
 from quantizable_flax.errors import UserError
 from quantizable_flax.evaluation import tables
-from quantizable_flax.evaluation.rows import result_row
+from quantizable_flax.evaluation.rows import beside_attention, result_row
 from quantizable_flax.evaluation.step import Metrics, evaluate, make_eval_step
 from quantizable_flax.evaluation.study import Evaluator
 from quantizable_flax.interop import from_state_dict
@@ -246,3 +246,14 @@ def test_bfloat16_runs_are_evaluated_in_float32(trained):
 def test_rows_of_like_named_runs_are_told_apart(trained):
     runs = {"a/clipped": trained, "b/clipped": trained, "c/gated": trained}
     assert row_names(runs) == ["a/clipped", "b/clipped", "gated"]
+
+
+@pytest.mark.parametrize("family", ["bert", "opt", "vit"])
+def test_what_a_recipe_has_beside_attention_is_told(family):
+    config = default_config(family)
+    assert beside_attention(config) == ""
+    config.optimizer.name = "muon"
+    config.model.norm = "rms_norm_single"
+    assert beside_attention(config) == "RMSNorm of one scale + Muon"
+    config.optimizer.name, config.penalty.weight = "adamw", 0.01
+    assert beside_attention(config) == "RMSNorm of one scale + loss on large activations"

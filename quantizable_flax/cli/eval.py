@@ -80,8 +80,7 @@ def main(arguments: list[str]) -> None:
     settings = parse_settings(FLAGS.quant)
     check_choice("--backend", FLAGS.backend, BACKENDS)
     program.at_least(1, "calibration_seeds", FLAGS.calibration_seeds)
-    for path in filter(None, (FLAGS.json, FLAGS.markdown, FLAGS.report)):
-        tables.check_writable(path)  # before minutes are spent
+    tables.check_outputs(FLAGS.json, FLAGS.markdown, FLAGS.report)  # before minutes are spent
     use_compilation_cache()
     with hosts.joined():
         _run(workdirs, settings, overrides)

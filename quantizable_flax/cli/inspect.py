@@ -44,7 +44,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_list("quant", ["w8a8", "w8a8+channel"], "Settings to cost, as of eval.py.")
     flags.DEFINE_string(
-        "report", None, "The HTML file to write, by default NAME.html in the current folder."
+        "report", None, "The HTML file to write, by default WORKDIR.html in the current folder."
     )
     flags.DEFINE_string("json", None, "Also write the figures to this JSON file.")
 
@@ -56,8 +56,7 @@ def main(arguments: list[str]) -> None:
     program.reject_rest([a for a in arguments if a not in overrides])
     workdir = _one(program.required("workdir", FLAGS.workdir))
     settings = parse_settings(program.required("quant", FLAGS.quant))
-    for path in filter(None, (FLAGS.json, FLAGS.report)):
-        tables.check_writable(path)  # before a minute is spent
+    tables.check_outputs(FLAGS.json, FLAGS.report)  # before a minute is spent
     use_compilation_cache()
     run = load_run(workdir)
     if run.is_int8:
@@ -66,8 +65,8 @@ def main(arguments: list[str]) -> None:
     for setting in settings:
         check_setting(run.model, run.config, setting)
     (name,) = row_names({workdir: run})
-    page = FLAGS.report or f"{Path(name).name}.html"
-    tables.check_writable(page)
+    page = FLAGS.report or f"{_stem(workdir, name)}.html"
+    tables.check_outputs(FLAGS.json, page)
     evaluator = _evaluator(run, overrides)
     row = result_row(name, run.config, evaluator, settings, 1, run.info)
     logged = history(workdir, evaluator.metric.name)
@@ -82,6 +81,12 @@ def _one(workdirs: Sequence[str]) -> str:
             "--report=FILE shows several side by side."
         )
     return workdirs[0]
+
+
+def _stem(workdir: str, name: str) -> str:
+    """Of the page's file: the folder's name, for the runs of a recipe share the row's."""
+    folder = Path(workdir).name
+    return Path(name).name if folder.isdigit() or not folder else folder  # a checkpoint is a step
 
 
 def _evaluator(run: Run, overrides: Sequence[str]) -> Evaluator:

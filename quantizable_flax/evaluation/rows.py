@@ -24,9 +24,10 @@ def result_row(
 ) -> dict[str, Any]:
     """Returns one row: figures of the floating-point model and of every setting.
 
-    Keys: name, model, attention, metric, fp, fp_loss, max_inf_norm, avg_kurtosis, steps, seconds
-    (of training), and of each setting `w8a8`, the metric's mean over calibration seeds, and
-    `w8a8_std`, the standard deviation of this sample: nan of one seed, 0 where no seed matters.
+    Keys: name, model, attention, beside_attention, metric, fp, fp_loss, max_inf_norm, avg_kurtosis,
+    steps, seconds (of training), and of each setting `w8a8`, the metric's mean over calibration
+    seeds, and `w8a8_std`, the standard deviation of this sample: nan of one seed, 0 where no seed
+    matters.
     Where labels are scored also `w8a8_loss` and `w8a8_loss_std`, the loss in nats, which tells
     settings apart whose accuracies are the same; where fidelity is measured `w8a8_hidden_error`,
     `w8a8_pooled_error`, `w8a8_neighbours`, and the same of `fp`.
@@ -35,6 +36,7 @@ def result_row(
         "name": name,
         "model": config.model.name,
         "attention": attention_label(config),
+        "beside_attention": beside_attention(config),
         "metric": evaluator.metric.name,
         "fp": evaluator.fp.value,
         "fp_loss": evaluator.fp.loss,
@@ -50,6 +52,15 @@ def result_row(
         row |= _fidelity(column, found)
     row["steps"], row["seconds"] = info["step"], info["train_seconds"]
     return row
+
+
+def beside_attention(config: ConfigDict) -> str:
+    """What a recipe puts against outliers in norm, optimizer and loss, e.g. `RMSNorm + Muon`."""
+    norms = {"rms_norm": "RMSNorm", "rms_norm_single": "RMSNorm of one scale"}
+    parts = [norms.get(config.model.get("norm", ""), "")]
+    parts.append("Muon" if config.optimizer.name == "muon" else "")
+    parts.append("loss on large activations" if config.penalty.weight else "")
+    return " + ".join(filter(None, parts))
 
 
 def _over_seeds(key: str, values: Sequence[float], seeds: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,13 +18,14 @@ from quantizable_flax.ptq.sensitivity import SiteCost
 from quantizable_flax.runtime.terminal import encodable, printing
 
 Row = dict[str, Any]
-LEFT = ("name", "model", "attention", "metric")
+LEFT = ("name", "model", "attention", "beside attention", "metric")
 
 
 def columns(rows: list[Row], bits: list[str]) -> list[tuple[str, Callable[[Row], str]]]:
     """Header and formatter of each column; one column for each quantized setting.
 
-    Rows of one metric name it in the headers; rows of several get a column for it.
+    Rows of one metric name it in the headers; rows of several get a column for it, as do methods
+    beside attention where a row has some.
     """
     metrics = {row["metric"] for row in rows}
     unit = f" {METRICS[min(metrics)].label}" if len(metrics) == 1 else ""
@@ -31,6 +33,7 @@ def columns(rows: list[Row], bits: list[str]) -> list[tuple[str, Callable[[Row],
     def quantized(setting: str) -> Callable[[Row], str]:
         return lambda row: mean_and_deviation(row[setting], row[f"{setting}_std"])
 
+    beside = any(row.get("beside_attention") for row in rows)
     several = len({row["model"] for row in rows}) > 1
     kept: list[tuple[str, Callable[[Row], str]]] = [
         (f"{title(setting)} neighbours %", neighbours(setting))
@@ -41,6 +44,7 @@ def columns(rows: list[Row], bits: list[str]) -> list[tuple[str, Callable[[Row],
         ("name", lambda row: row["name"]),
         *((("model", lambda row: row["model"]),) if several else ()),
         ("attention", lambda row: row["attention"]),
+        *((("beside attention", lambda row: row.get("beside_attention", "")),) if beside else ()),
         *((("metric", lambda row: METRICS[row["metric"]].label),) if not unit else ()),
         (f"FP{unit}", lambda row: number(row["fp"])),
         ("max inf norm", lambda row: number(row["max_inf_norm"])),
@@ -142,6 +146,15 @@ def write_json(rows: list[Row], path: str) -> None:
         for row in rows
     ]
     write_text(json.dumps(safe, indent=2) + "\n", path)
+
+
+def check_outputs(*paths: str | None) -> None:
+    """Raises UserError unless a file of its own can be written to each path that is given."""
+    given = [path for path in paths if path]
+    for index, path in enumerate(given):
+        if os.path.abspath(path) in map(os.path.abspath, given[:index]):
+            raise UserError(f"two outputs must be two files, found {path} for both.")
+        check_writable(path)
 
 
 def check_writable(path: str) -> None:

@@ -15,7 +15,8 @@ def record(subject: Subject) -> dict[str, Any]:
 
     `row` is that of the table; `sites` has infinity norm and kurtosis of every site; `worst` tells
     of the values at the site with the largest infinity norm; `heads` has what passes each head
-    [L][H], and the shares of exact zeros; `sensitivity` the cost of each site alone.
+    [L][H], and the shares of exact zeros; `sensitivity` the cost of each site alone, in the
+    setting `sensitivity_setting`.
     """
     anatomy, heads = subject.anatomy, subject.anatomy.heads
     values = anatomy.worst
@@ -33,6 +34,7 @@ def record(subject: Subject) -> dict[str, Any]:
         "sites": {site: figures._asdict() for site, figures in anatomy.sites.items()},
         "worst": worst,
         "grid": None if subject.grid is None else subject.grid._asdict(),
+        "sensitivity_setting": subject.costed,
         "sensitivity": [cost._asdict() for cost in subject.costs],
         "history": subject.history._asdict(),
     }

@@ -20,9 +20,9 @@ RANKED_SITES = 40  # of the page of sensitivity alone
 OF_TABLE = (
     "Perplexity (lower is better), top-1 accuracy (higher is better), or the cosine of the "
     "embeddings to the reference's (1 is equal), on the validation split. Quantized columns: mean "
-    "± standard deviation over calibration seeds. Infinity norm and kurtosis are taken over each "
-    "family's outputs, FFN outputs and LayerNorms: the largest infinity norm, the mean kurtosis (a "
-    "normal distribution has 3)."
+    "± standard deviation over calibration seeds, where there are several. Infinity norm and "
+    "kurtosis are taken over each family's outputs, FFN outputs and LayerNorms: the largest "
+    "infinity norm, the mean kurtosis (a normal distribution has 3)."
 )
 OF_SITES = (
     "The infinity norm is the largest |x| of an example, averaged over examples: so far a grid per "
@@ -92,7 +92,7 @@ def report(
 def sensitivity_report(name: str, setting: str, costs: Sequence[SiteCost], unit: str) -> str:
     """Returns a page with what each site costs alone; the picture shows the dearest of them."""
     title = f"{name}: sites by what {tables.title(setting)} costs"
-    bars = _cost_bars(name, costs[:RANKED_SITES], unit)
+    bars = _cost_bars(name, setting, costs[:RANKED_SITES], unit)
     parts: list[Part] = [bars, _cost_table(costs, unit)]
     return write_page(title, (), [Section("Sites", parts)])
 
@@ -167,14 +167,14 @@ def _sensitivity(subjects: Sequence[Subject]) -> list[Section]:
     known = [subject for subject in subjects if subject.costs]
     if not known:
         return []
-    bars = [_cost_bars(s.name, s.costs[:SHOWN_SITES], s.unit) for s in known]
+    bars = [_cost_bars(s.name, s.costed, s.costs[:SHOWN_SITES], s.unit) for s in known]
     lists = [
         folded(f"{s.name}: all {len(s.costs)} sites", _cost_table(s.costs, s.unit)) for s in known
     ]
     return [Section("Which sites cost most", [OF_COSTS, *bars, *lists])]
 
 
-def _cost_bars(name: str, costs: Sequence[SiteCost], unit: str) -> Chart:
+def _cost_bars(name: str, setting: str, costs: Sequence[SiteCost], unit: str) -> Chart:
     figure = plot.bars(
         {unit: [cost.increase for cost in costs]},
         [plain(cost.site) for cost in costs],
@@ -185,9 +185,9 @@ def _cost_bars(name: str, costs: Sequence[SiteCost], unit: str) -> Chart:
     told = f"{plain(costs[0].site)}, {costs[0].increase:+.4f}"
     return Chart(
         figure,
-        f"{name}: the {len(costs)} dearest sites",
-        f"First of all {told}. Give these more bits or ranges per token "
-        "first, or leave them in floating point.",
+        f"{name}: the {len(costs)} dearest sites in {tables.title(setting)}",
+        f"First of all {told}. Give these more bits first, activations ranges per token and "
+        "weights ranges per channel, or leave them in floating point.",
         f"Bars of the {unit} of {name} by quantized site; the dearest is {told}.",
         "half" if len(costs) <= SHOWN_SITES else "whole",
     )

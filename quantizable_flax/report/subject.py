@@ -27,6 +27,7 @@ class Subject(NamedTuple):
       anatomy: of its activations.
       grid: of the first setting that has one for the whole of its worst site, None without.
       costs: of the sites, the dearest first; empty without a setting.
+      costed: the setting of these, empty without one.
       unit: of these.
       history: what its run has logged.
     """
@@ -35,6 +36,7 @@ class Subject(NamedTuple):
     anatomy: Anatomy
     grid: GridOver | None
     costs: list[SiteCost]
+    costed: str
     unit: str
     history: History
 
@@ -67,7 +69,8 @@ def make_subject(
         few = make_inputs(evaluator.model, evaluator.task, batch, SENSITIVITY_TOKENS)
         costs = evaluator.sensitivity(plain[0], batches=[few.batch])
     unit = evaluator.metric.sensitivity_label
-    return Subject(row, anatomy, grid, costs, unit, history)
+    costed = plain[0].name if plain else ""
+    return Subject(row, anatomy, grid, costs, costed, unit, history)
 
 
 def _grid(evaluator: Evaluator, settings: Sequence[Setting], values: Values) -> GridOver | None:

@@ -28,6 +28,9 @@ KINDS = {
     "ffn_residual": "sum after the FFN",
     "ffn_layer_norm/output": "FFN LayerNorm",
     "final_layer_norm/output": "last LayerNorm",
+    "embeddings/word_type_sum": "sum of word and type embeddings",
+    "embeddings/position_sum": "sum with the position embeddings",
+    "embeddings/layer_norm/output": "embeddings' LayerNorm",
 }
 LITTLE = 0.5  # of an average value: a head that lets less through is called idle
 
@@ -125,8 +128,15 @@ def dearest(subject: Subject) -> str:
     """The sites that cost most alone, empty where none was measured."""
     if not subject.costs:
         return ""
+    alone = f"Quantized alone in {title(subject.costed)}"
+    most, least = subject.costs[0].increase, subject.costs[-1].increase
+    if most <= -least:  # what is won is chance, and so is as much lost
+        return (
+            f"{alone}, no site costs more than chance ({subject.unit}): {least:+.4f} to "
+            f"{most:+.4f} on these few examples."
+        )
     told = "; ".join(f"{plain(c.site)} {c.increase:+.4f}" for c in subject.costs[:3])
-    return f"Quantized alone, these sites cost most ({subject.unit}): {told}."
+    return f"{alone}, these sites cost most ({subject.unit}): {told}."
 
 
 def idle(subject: Subject) -> str:

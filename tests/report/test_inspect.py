@@ -53,7 +53,8 @@ def test_a_run(workdir, tmp_path):
         done.stdout.index("Cost") < done.stdout.index("Where") < done.stdout.index("max inf norm")
     )
     text = page.read_text()
-    for part in ("and what INT8 would cost", "Looked at", "the 15 dearest sites", "<h2>Gates</h2>"):
+    dearest = "the 15 dearest sites in W8A8"
+    for part in ("and what INT8 would cost", "Looked at", dearest, "<h2>Gates</h2>"):
         assert part in text
     assert len(found["heads"]["gate_means_LxH"][0]) == 2
     costs = [cost["increase"] for cost in found["sensitivity"]]
@@ -123,6 +124,7 @@ def test_what_a_run_has_logged(tmp_path):
         (["--workdir=RUN", "--quant=w8a"], ["'w8a'"]),
         (["--workdir=RUN", "--quant="], ["--quant is required"]),
         (["--workdir=RUN", "--report=RUN"], ["cannot write", "Is a directory"]),
+        (["--workdir=RUN", "--report=x", "--json=./x"], ["must be two files, found x for both"]),
         (["--workdir=RUN", "--config.model.num_layers=3"], ["model.num_layers cannot be changed"]),
         (["--workdir=RUN", "--config.data.fils=x"], ["data.fils", "'files'"]),
         (["--workdir=RUN", "--config.eval.batches=99"], ["between 1 and"]),

@@ -64,6 +64,7 @@ METRICS = {
     "vit": ("top1", 90, 89),
 }
 COSTS = [SiteCost("layer_0/ffn_out/weight", 0.2), SiteCost("layer_0/attention/scores", 0.01)]
+UNIT = "loss increase (nats)"
 CURVE = [(10, 1.0), (20, 7.5)]
 
 
@@ -77,7 +78,7 @@ def subjects() -> dict[str, Subject]:
         values = anatomy.worst
         grid = grid_over(values, "w8a8", values.low, values.high, 8, symmetric=False)
         history = History(CURVE, CURVE, CURVE) if family == "bert" else History()
-        found[family] = Subject(figures, anatomy, grid, COSTS, "loss increase (nats)", history)
+        found[family] = Subject(figures, anatomy, grid, COSTS, "w8a8", UNIT, history)
     return found
 
 
@@ -139,7 +140,7 @@ def test_every_kind_of_picture_is_there(page):
         "<opt>: gate probabilities, token by token",
         "<bert>: visible probabilities that are exactly 0 (%)",
         "No probability is exactly 0 in <opt>, <vit>.",
-        "<opt>: the 2 dearest sites",
+        "<opt>: the 2 dearest sites in W8A8",
         "Largest infinity norm over steps",
         "Validation ppl over steps",
     ]
@@ -167,8 +168,16 @@ def test_the_headline_names_site_token_dimension_and_cost(subjects):
     assert f"99 % of the values share {grid.bulk_levels} of its 256 levels" in told["Why"]
     assert grid.bulk_levels < 10
     assert "layer 0, weight of ffn_out +0.2000" in told["Dearest"]
+    assert told["Dearest"].startswith("Quantized alone in W8A8, these sites cost most (")
     told = dict(line.split(": ", 1) for line in headline(subjects["bert"], ["w8a8"]))
     assert told["Cost"] == "In W8A8 the ppl goes from 10.00 to 11.00 (+10.0 %)."
+
+
+def test_sites_that_cost_no_more_than_others_win_are_not_called_dear(subjects):
+    costs = [SiteCost("layer_0/ffn_out/weight", 0.002), SiteCost("layer_0/ffn_in/weight", -0.003)]
+    told = headline(subjects["bert"]._replace(costs=costs), [])
+    assert any("no site costs more than chance" in line and "-0.0030" in line for line in told)
+    assert not any("these sites cost most" in line for line in told)
 
 
 def test_the_record_is_json(subjects):
@@ -213,6 +222,9 @@ def test_rows_of_one_metric_name_it_in_the_header():
     vit = row("vit", "top1", fp=90.0, w8a8=89.0, w8a8_std=0.1)
     assert [title for title, _ in columns([bert], ["w8a8"])][2] == "FP ppl"
     assert [title for title, _ in columns([vit], ["w8a8"])][-2] == "W8A8 top-1 %"
+    muon = bert | {"beside_attention": "Muon"}
+    shown = dict(columns([bert, muon], []))["beside attention"]
+    assert [shown(bert), shown(muon)] == ["", "Muon"]
     both = [title for title, _ in columns([bert, vit], ["w8a8"])]
     assert both == [
         "name", "model", "attention", "metric", "FP",
