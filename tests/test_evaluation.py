@@ -137,7 +137,8 @@ def test_row_of_a_run(trained):
     evaluator = evaluator_of(trained)
     row = result_row("run", trained.config, evaluator, ["w8a8", "w2a4"], 2, trained.info)
     assert set(row) == {
-        "name", "model", "attention", "metric", "fp", "fp_loss", "max_inf_norm", "avg_kurtosis",
+        "name", "model", "attention", "beside_attention", "metric", "fp", "fp_loss", "max_inf_norm",
+        "avg_kurtosis",
         "w8a8", "w8a8_std", "w8a8_loss", "w8a8_loss_std",
         "w2a4", "w2a4_std", "w2a4_loss", "w2a4_loss_std", "steps", "seconds",
     }  # fmt: skip
