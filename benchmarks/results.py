@@ -4,8 +4,8 @@
         [--config.KEY=VALUE ...]
 
 The recipe is configs/results_FAMILY.py, its variants are the methods. docs/results/FAMILY.json gets
-a row for each method and training seed as soon as it is there, FAMILY.md the table over seeds, and
-at the end FAMILY.png the picture.
+a row for each method and training seed as soon as it is there, FAMILY.md its tables, and at the end
+FAMILY.png the picture.
 What the file has already is not run again (delete a row to have it anew), so that a table may be
 made in several sittings; runs that were stopped go on. A file has rows of the same overrides and
 calibration seeds: other ones, such as a trial of few steps, want --out=FOLDER. --jobs trains so
@@ -45,8 +45,8 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _arguments() -> tuple[argparse.Namespace, list[str], list[str]]:
-    """The options, overrides of configurations, and methods; a wrong one ends the program."""
+def _arguments() -> tuple[Study, list[str]]:
+    """The study that is asked for, and its methods; a wrong option ends the program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,21 +71,17 @@ def _arguments() -> tuple[argparse.Namespace, list[str], list[str]]:
         config = override(recipe(options.family).get_config(methods[0]), overrides)
         for name in options.quant.split(","):
             make_spec(config, parse_setting(name))
+        return Study(options, overrides), methods
     except UserError as error:
         parser.error(str(error))
-    return options, overrides, methods
 
 
 def main() -> None:
     """Runs what is missing, and says what failed."""
-    options, overrides, methods = _arguments()
+    study, methods = _arguments()
+    options = study.options
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    try:
-        study = Study(options, overrides)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     missing = study.missing(methods)
     kept = len(methods) * len(options.seeds) - len(missing)
     if kept:

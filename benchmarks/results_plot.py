@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.results_table import by_method, judged, pooled, read_rows, settings_of, unit
+from benchmarks.results_table import in_order, judged, pooled, read_rows, settings_of, unit
 from quantizable_flax.errors import UserError, check_choice
 from quantizable_flax.evaluation.tables import title
 
@@ -27,17 +27,16 @@ FAR = 8
 
 def draw(rows: list[Row], setting: str, file: Path) -> None:
     """Writes the picture: methods downwards in the order of their cost, the least first."""
-    methods = by_method([row for row in rows if setting in row])
-    order = sorted(methods, key=lambda name: pooled(methods[name], setting)[0])
-    costs = [[pooled([row], setting) for row in methods[name]] for name in order]
-    norms = [[(row["max_inf_norm"], 0.0) for row in methods[name]] for name in order]
+    methods = in_order([row for row in rows if setting in row], setting)
+    costs = [[pooled([row], setting) for row in found] for found in methods.values()]
+    norms = [[(row["max_inf_norm"], 0.0) for row in found] for found in methods.values()]
     figure, axes = plt.subplots(
-        1, 2, figsize=(9, 1.1 + 0.27 * len(order)), sharey=True, layout="constrained"
+        1, 2, figsize=(9, 1.1 + 0.27 * len(methods)), sharey=True, layout="constrained"
     )
     _panel(axes[0], costs, "C0")
     _panel(axes[1], norms, "C1")
-    axes[0].set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
-    axes[0].set_ylim(len(order) - 0.5, -0.5)
+    axes[0].set_yticks(range(len(methods)), [name.replace("_", " ") for name in methods])
+    axes[0].set_ylim(len(methods) - 0.5, -0.5)
     axes[0].set(xlabel=unit(rows), title=f"what {title(setting)} costs")
     axes[1].set(xlabel="max inf norm", title="largest activation")
     figure.savefig(file, dpi=110)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quantizable_flax.errors import UserError
-from quantizable_flax.evaluation.tables import number, title
+from quantizable_flax.evaluation.tables import markdown_table, number, title
 from quantizable_flax.models.metric import METRICS
 
 Row = dict[str, Any]
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 JUDGED = "w6a6"
 # The columns that fit on a page.
 PAGE = ("w8a8", "w6a6", "w4a4", "w6a6+hadamard")
-OUTLIERS = ("max_inf_norm", "avg_kurtosis")
+OUTLIERS = {"max_inf_norm": "max inf norm", "avg_kurtosis": "avg kurtosis"}
 UNITS = {"perplexity": "token", "top1": "image"}
 
 
@@ -40,7 +40,10 @@ def read_rows(file: Path) -> list[Row]:
     except ValueError as error:
         raise UserError(f"{file} is no JSON: {error}.") from error
     kept = {"method", "seed", "calibration_seeds", "overrides", "fp_loss"}
-    if not (isinstance(rows, list) and rows and all(kept <= set(row) for row in rows)):
+    known = isinstance(rows, list) and all(
+        isinstance(row, dict) and kept <= set(row) for row in rows
+    )
+    if not (rows and known):
         raise UserError(
             f"{file} must have a list of the rows that python -m benchmarks.results keeps, with "
             f"{', '.join(sorted(kept))} and more."
@@ -120,24 +123,18 @@ def judged(rows: list[Row]) -> str:
     return JUDGED if JUDGED in common else common[0]
 
 
-def in_order(rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows of each method, those first that cost least in the setting of `judged`."""
-    methods, by = by_method(rows), judged(rows)
-    return dict(sorted(methods.items(), key=lambda item: pooled(item[1], by)[0]))
-
-
-def markdown(heads: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table."""
-    cells = [heads, ["---"] * len(heads), *lines]
-    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
+def in_order(rows: list[Row], setting: str) -> dict[str, list[Row]]:
+    """The rows of each method, those first that cost least in a setting."""
+    return dict(sorted(by_method(rows).items(), key=lambda item: pooled(item[1], setting)[0]))
 
 
 def means(rows: list[Row]) -> str:
     """All methods, pooled over training and calibration seeds."""
     settings = settings_of(rows)
     heads = ["method", "seeds", f"FP {METRICS[rows[0]['metric']].label}"]
-    heads += ["max inf norm", "avg kurtosis", *map(title, settings), "steps", "seconds"]
-    return markdown(heads, [line(m, found, settings) for m, found in in_order(rows).items()])
+    heads += [*OUTLIERS.values(), *map(title, settings), "steps", "seconds"]
+    methods = in_order(rows, judged(rows))
+    return markdown_table(heads, [line(m, found, settings) for m, found in methods.items()])
 
 
 def by_seed(rows: list[Row], settings: Iterable[str]) -> str:
@@ -150,24 +147,26 @@ def by_seed(rows: list[Row], settings: Iterable[str]) -> str:
     by, label = judged(rows), METRICS[rows[0]["metric"]].label
     seeds = sorted({row["seed"] for row in rows})
 
-    def of(found: list[Row], show: Callable[[Row], str], key: str) -> str:
-        known = {row["seed"]: show(row) for row in found if key in row}
+    def cell(found: list[Row], key: str, show: Callable[[Row, str], str]) -> str:
+        known = {row["seed"]: show(row, key) for row in found if key in row}
         return ", ".join(known.get(seed, "–") for seed in seeds)
-
-    def cost(name: str) -> Callable[[Row], str]:
-        return lambda row: f"{pooled([row], name)[0]:+.4f}"
-
-    def value(key: str) -> Callable[[Row], str]:
-        return lambda row: number(row[key])
 
     lines = [
         [method]
-        + [of(found, value(key), key) for key in ("fp", by, *OUTLIERS)]
-        + [of(found, cost(name), name) for name in settings]
-        for method, found in in_order(rows).items()
+        + [cell(found, key, _figure) for key in ("fp", by, *OUTLIERS)]
+        + [cell(found, name, _cost) for name in settings]
+        for method, found in in_order(rows, by).items()
     ]
-    heads = ["method", f"FP {label}", f"{title(by)} {label}", "max inf norm", "avg kurtosis"]
-    return markdown([*heads, *map(title, settings)], lines)
+    heads = ["method", f"FP {label}", f"{title(by)} {label}", *OUTLIERS.values()]
+    return markdown_table([*heads, *map(title, settings)], lines)
+
+
+def _figure(row: Row, key: str) -> str:
+    return number(row[key])
+
+
+def _cost(row: Row, setting: str) -> str:
+    return f"{pooled([row], setting)[0]:+.4f}"
 
 
 def table(rows: list[Row]) -> str:

@@ -64,7 +64,6 @@ def test_no_run_goes_on_with_what_other_overrides_trained(study):
     alike = argparse.Namespace(**vars(study.options))
     alike.out += "_other"
     Study(alike, []).run("vanilla", 0, None)
-    Study(alike, []).run("gated", 0, None)
     workdirs = [call[2] for call in calls if call[0] == "train.py"]
     assert workdirs[0] != workdirs[1]
     assert workdirs[1].endswith("vanilla-0")

@@ -97,6 +97,7 @@ def test_the_picture_has_every_seed_of_every_method_with_the_setting(tmp_path, m
         ("[", "is no JSON"),
         ("[]", "must have a list of the rows"),
         ('{"a": 1}', "must have a list of the rows"),
+        ("[1]", "must have a list of the rows"),
         (json.dumps([row("a", 0, 2.0, [2.1])]), "--setting must be one of w8a8, found 'w5a5'"),
     ],
 )

@@ -133,10 +133,15 @@ def print_text(line: str) -> None:
 
 def markdown(rows: list[Row], bits: list[str]) -> str:
     """Returns the rows as a Markdown table."""
-    titles = [title for title, _ in columns(rows, bits)]
-    lines = [titles, ["---"] * len(titles)]
-    lines += [[show(row) for _, show in columns(rows, bits)] for row in rows]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    shown = columns(rows, bits)
+    lines = [[show(row) for _, show in shown] for row in rows]
+    return markdown_table([title for title, _ in shown], lines)
+
+
+def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Returns cells below their heads as a Markdown table."""
+    cells = [heads, ["---"] * len(heads), *lines]
+    return "".join("| " + " | ".join(line) + " |\n" for line in cells)
 
 
 def write_json(rows: list[Row], path: str) -> None:

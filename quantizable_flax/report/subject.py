@@ -64,12 +64,12 @@ def make_subject(
     plain = [setting for setting in settings if setting.smooth is None]
     grid = _grid(evaluator, plain, anatomy.worst)
     costs: list[SiteCost] = []
+    costed = plain[0].name if plain else ""
     if plain:
-        logger.info("quantizing each site alone, %s", plain[0].name)
+        logger.info("quantizing each site alone, %s", costed)
         few = make_inputs(evaluator.model, evaluator.task, batch, SENSITIVITY_TOKENS)
         costs = evaluator.sensitivity(plain[0], batches=[few.batch])
     unit = evaluator.metric.sensitivity_label
-    costed = plain[0].name if plain else ""
     return Subject(row, anatomy, grid, costs, costed, unit, history)
 
 
