@@ -135,6 +135,7 @@ def test_workdir_of_another_architecture(folder):
     ("arguments", "parts"),
     [
         (["--workdir=nowhere"], ["nowhere does not exist"]),
+        (["--workdir=train.py"], ["train.py is a file: give a run's workdir"]),
         ([], ["--workdir is required"]),
         (["--workdir=RUN", "--quant=8bit"], ["w8a8", "'8bit'"]),
         (["--workdir=RUN", "--quant=w1a8"], ["2..16", "1"]),

@@ -85,15 +85,16 @@ def load_run(path: str) -> Run:
 
 
 def existing(path: str) -> epath.Path:
-    """The path made absolute.
+    """The path of a folder made absolute.
 
     Raises:
-      UserError: nothing is there.
+      UserError: nothing is there, or a file.
     """
     found = store.absolute(path)
-    if not found.exists():
+    wrong = "does not exist" if not found.exists() else "is a file" if found.is_file() else None
+    if wrong:
         raise UserError(
-            f"{path} does not exist: give a run's workdir, the folder of a published model, or "
+            f"{path} {wrong}: give a run's workdir, the folder of a published model, or "
             f"{HUB}org/name."
         )
     return found
