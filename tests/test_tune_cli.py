@@ -38,7 +38,11 @@ def lines(workdir, group: str) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("name", "variant"),
-    [("BertModel", "gated"), ("OPTForCausalLM", "plain"), ("ViTForImageClassification", "clipped")],
+    [
+        pytest.param("BertModel", "gated", marks=pytest.mark.slow),
+        ("OPTForCausalLM", "plain"),
+        ("ViTForImageClassification", "clipped"),
+    ],
 )
 def test_a_published_folder_is_tuned(models, name, variant, tmp_path):
     model, data = models[name]

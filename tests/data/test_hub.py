@@ -146,7 +146,8 @@ def test_images_in_a_zip_file_are_read_where_they_lie(tmp_path):
         ("json", "on the Hugging Face hub, found neither .json is the name of a format"),
     ],
 )
-def test_what_is_not_there(saved, repository, name, pattern):
+def test_what_is_not_there(saved, repository, name, pattern, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # the library looks for files of a format below it
     name = name.format(saved=saved, repository=repository)
     expect_error(lambda: hub.split_names(name), pattern)
 

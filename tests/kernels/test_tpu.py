@@ -47,12 +47,15 @@ def check(case):
     "case",
     [
         Case(1, 1),
-        Case(40, 56, Scheme(0.3), heads=3, width=64),
+        pytest.param(Case(40, 56, Scheme(0.3), heads=3, width=64), marks=pytest.mark.slow),
         Case(129, 700, CLIPPED, mask="segments", sink=True),
         Case(520, 520, CAUSAL, mask="padding", sink=True),
-        Case(130, 100, Scheme(0.25, -0.03, causal=True, dropout_rate=0.5), first=(3, 1, 40)),
+        pytest.param(
+            Case(130, 100, Scheme(0.25, -0.03, causal=True, dropout_rate=0.5), first=(3, 1, 40)),
+            marks=pytest.mark.slow,
+        ),
         Case(300, 300, CAUSAL, "padding", True, dtype="bfloat16"),
-        Case(60, 60, CLIPPED, width=80, heads=1),
+        pytest.param(Case(60, 60, CLIPPED, width=80, heads=1), marks=pytest.mark.slow),
     ],
     ids=range(7),
 )
@@ -63,7 +66,10 @@ def test_whole_rows_are_the_formula(case):
 @pytest.mark.parametrize(
     ("case", "resident"),
     [
-        (Case(200, 300, Scheme(0.3), mask="segments", sink=True), True),
+        pytest.param(
+            *(Case(200, 300, Scheme(0.3), mask="segments", sink=True), True),
+            marks=pytest.mark.slow,
+        ),
         (Case(300, 300, CAUSAL, "padding", True), True),
         (Case(300, 200, Scheme(0.25, causal=True, dropout_rate=0.5), first=(3, 1, 40)), False),
         (Case(300, 300, CLIPPED, "padding", dtype="bfloat16"), False),
@@ -81,9 +87,9 @@ def test_a_long_sequence_is_the_formula():
     check(case)
 
 
-@pytest.mark.parametrize("examples", [2, pytest.param(40, marks=pytest.mark.slow)])
-def test_random_attentions_are_the_formula(examples):
-    @hypothesis.settings(max_examples=examples, phases=(hypothesis.Phase.generate,), deadline=None)
+@pytest.mark.slow
+def test_random_attentions_are_the_formula():
+    @hypothesis.settings(max_examples=40, phases=(hypothesis.Phase.generate,), deadline=None)
     @hypothesis.given(case=cases())
     def run(case):
         check(case)

@@ -35,7 +35,9 @@ def test_it_has_no_biases_and_the_sites_of_before(family, model, norm):
     assert outlier_sites(built) == outlier_sites(usual)
 
 
-@pytest.mark.parametrize("norm", RMS)
+@pytest.mark.parametrize(
+    "norm", [pytest.param("rms_norm", marks=pytest.mark.slow), "rms_norm_single"]
+)
 @pytest.mark.parametrize(("family", "model"), MODELS)
 def test_integers_are_the_simulation(family, model, norm):
     case = make_case(family, QuantSpec(head=True), norm=norm, **model)

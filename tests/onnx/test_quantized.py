@@ -72,7 +72,13 @@ def known(family: str, attention: str, setting: str) -> Case:
 
 @pytest.mark.parametrize(
     ("attention", "setting"),
-    [("vanilla", "tensor"), ("clipped", "tensor"), ("gated", "tensor"), ("both", "channel")],
+    [
+        # Each alone is in the last of them.
+        pytest.param("vanilla", "tensor", marks=pytest.mark.slow),
+        ("clipped", "tensor"),
+        pytest.param("gated", "tensor", marks=pytest.mark.slow),
+        ("both", "channel"),
+    ],
 )
 @pytest.mark.parametrize("family", ["bert", "opt", "vit"])
 def test_logits_are_those_of_the_simulation(family, attention, setting):

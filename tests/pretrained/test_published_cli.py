@@ -70,7 +70,7 @@ def rows_of_text(path: str):
     return ids, mask, np.array([CLASSES.index(line["label"]) for line in lines])
 
 
-@pytest.mark.parametrize("family", ["Bert", "DistilBert"])
+@pytest.mark.parametrize("family", ["Bert", pytest.param("DistilBert", marks=pytest.mark.slow)])
 def test_a_classifier_on_labelled_text(family, tmp_path):
     name = f"{family}ForSequenceClassification"
     path = text_folder(tmp_path, name, id2label=dict(enumerate(CLASSES)))
@@ -117,7 +117,7 @@ def test_a_model_without_a_tokenizer_takes_the_one_that_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "metric"),
     [
-        ("ViTForImageClassification", "top1"),
+        pytest.param("ViTForImageClassification", "top1", marks=pytest.mark.slow),
         ("ViTModel", "fidelity"),
         ("DeiTForImageClassificationWithTeacher", "top1"),
     ],

@@ -16,7 +16,9 @@ NEW = 6
 @pytest.mark.parametrize(
     ("attention", "sizes", "spec"),
     [
-        ({"softmax": "clipped", "gamma": -0.1, "gate": "linear"}, {}, {}),
+        pytest.param(
+            {"softmax": "clipped", "gamma": -0.1, "gate": "linear"}, {}, {}, marks=pytest.mark.slow
+        ),
         (
             {"gate": "value", "qk_norm": True, "softmax": "clipped", "gamma": -0.05},
             {"num_registers": 2},

@@ -160,7 +160,7 @@ def test_what_is_rotated_by_default():
     assert rotated == {f"layer_0/{x}" for x in layer} | {f"embeddings/{x}" for x in embeddings}
 
 
-@pytest.mark.parametrize("channel", [False, True])
+@pytest.mark.parametrize("channel", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(("family", "model"), MODELS)
 def test_integers_are_the_simulation(family, model, channel):
     spec = dataclasses.replace(ROTATED, weight_per_channel=channel)

@@ -128,9 +128,11 @@ def test_products(equation, data):
 @pytest.mark.parametrize(
     ("family", "spec"),
     [
-        ("bert", QuantSpec(head=True)),
+        pytest.param("bert", QuantSpec(head=True), marks=pytest.mark.slow),
         ("opt", QuantSpec(head=True, activation_symmetric=True, weight_per_channel=True)),
-        ("vit", QuantSpec(head=True, weight_bits=4, activation_bits=6)),
+        pytest.param(
+            *("vit", QuantSpec(head=True, weight_bits=4, activation_bits=6)), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_logits_and_programs_of_every_family(family, spec):

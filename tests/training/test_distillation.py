@@ -17,7 +17,14 @@ from tests.training.tuning_case import Case, recipe
 ALL = {"distill__pooled": 1.0, "distill__layers": 1.0, "distill__logits_positions": 3}
 
 
-@pytest.mark.parametrize("name", ["BertModel", "OPTForCausalLM", "ViTForImageClassification"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("BertModel", marks=pytest.mark.slow),
+        "OPTForCausalLM",
+        pytest.param("ViTForImageClassification", marks=pytest.mark.slow),
+    ],
+)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(models, name, tmp_path):
     case = Case(recipe(*models(name), tmp_path, **ALL, penalty__weight=0.0))
     metrics = case.step()
@@ -31,7 +38,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(models, name, tmp_pa
     "name",
     [
         "BertModel",
-        "OPTForCausalLM",
+        pytest.param("OPTForCausalLM", marks=pytest.mark.slow),
         pytest.param("ViTForImageClassification", marks=pytest.mark.slow),
     ],
 )

@@ -65,7 +65,7 @@ def activations(model, params, batch) -> list:
     return jax.tree.leaves(found[SHOWN])
 
 
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_value_and_gradient_are_those_of_the_whole_batch(tmp_path, family, parts):
     """Micro-batches of unlike numbers of labels weigh their activations alike."""
