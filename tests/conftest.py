@@ -26,8 +26,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # `XLA_FLAGS=... make test` wins, and `make soak`, what is measured and the demos do without.
     # Runs that tests train are split over two devices.
     flags = ["--xla_backend_optimization_level=0", "--xla_force_host_platform_device_count=2"]
-    # A program is compiled by one thread: the other core has a test of its own.
-    flags.append("--xla_cpu_parallel_codegen_split_count=1")
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have no such flag
         flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))

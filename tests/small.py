@@ -1,6 +1,5 @@
 """Models of every family that compile in a second, for tests of properties."""
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from quantizable_flax import build_model, default_config
+from quantizable_flax.models.shapes import boxed_shapes
 
 TEXT = {"vocab_size": 96, "max_position_embeddings": 16}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -47,8 +47,7 @@ def small_model(
 ):
     """(module, params), all of them random; weights so large that attention is not uniform."""
     built = build_model(small_config(family, attention, **model))
-    init = functools.partial(built.init, method="loss")
-    shapes = nn.meta.unbox(jax.eval_shape(init, jax.random.key(0), built.example_batch()))["params"]
+    shapes = nn.meta.unbox(boxed_shapes(built))
     rng = np.random.default_rng(1)
 
     def fill(path, x):

@@ -68,6 +68,7 @@ def test_a_published_folder_is_tuned(models, name, variant, tmp_path):
     assert (found.config.model.attention.gate == "linear") == (variant == "gated")
 
 
+@pytest.mark.slow
 def test_a_run_of_ours_by_the_bare_name_of_the_recipe(tmp_path):
     config = tiny_config(tmp_path, train__steps=4, model__max_predictions=0)
     train(config, str(tmp_path / "first"))

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import numpy as np
 from flax import traverse_util
 
 from quantizable_flax.errors import UserError
 from quantizable_flax.interop.pieces import Piece, Shape, pieces
 from quantizable_flax.interop.reader import TensorReader
+from quantizable_flax.models.shapes import boxed_shapes
 from quantizable_flax.models.weights import WeightNames
 
 Tree = dict[str, Any]  # names to numpy arrays or to further trees
@@ -32,11 +32,7 @@ class Plan(NamedTuple):
 
 def shapes_of(model: nn.Module) -> dict[str, Shape]:
     """Returns path -> shape of the parameters that the model's init makes."""
-
-    def init(key: jax.Array) -> Any:
-        return model.init(key, model.example_batch(), method="loss")["params"]
-
-    params = nn.meta.unbox(jax.eval_shape(init, jax.random.key(0)))
+    params = nn.meta.unbox(boxed_shapes(model))
     return {path: x.shape for path, x in traverse_util.flatten_dict(params, sep="/").items()}
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from quantizable_flax.errors import UserError, check_at_least, check_choice
 from quantizable_flax.models.build import with_quant
+from quantizable_flax.models.shapes import boxed_shapes
 from quantizable_flax.ptq.calibrate import unknown_ranges
 from quantizable_flax.ptq.smoothquant import check_smooth
 from quantizable_flax.quantization.spec import HADAMARD, QuantSpec, parse_bits, parse_coverage
@@ -153,9 +153,8 @@ def site_names(model: nn.Module, spec: QuantSpec) -> list[str]:
 
 
 def _shapes_of_ranges(model: nn.Module) -> Any:
-    batch = model.example_batch()
-    shapes = jax.eval_shape(lambda key: model.init(key, batch, method="loss"), jax.random.key(0))
-    return unknown_ranges(model, nn.unbox(shapes["params"]), batch)
+    params = nn.unbox(boxed_shapes(with_quant(model, None)))
+    return unknown_ranges(model, params, model.example_batch())
 
 
 def check_spec(model: nn.Module, spec: QuantSpec) -> None:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from quantizable_flax.errors import UserError, check_at_least
 from quantizable_flax.models.build import with_quant
+from quantizable_flax.models.shapes import boxed_shapes
 from quantizable_flax.ptq.settings import check_patterns
 from quantizable_flax.quantization.penalty import Limit
 from quantizable_flax.quantization.sites import PENALTY, STATS
@@ -62,12 +63,13 @@ def sites(model: nn.Module, method: Callable | str) -> list[str]:
     """The sites that a method passes."""
     plain: Any = with_quant(model, None)  # where no site asks for a range
 
-    def forward(key):
-        batch = plain.example_batch()
-        params = nn.unbox(plain.init(key, batch, method="loss")["params"])
-        return plain.apply({"params": params}, batch, method=method, mutable=[STATS])[1][STATS]
+    def forward(params):
+        found = plain.apply(
+            {"params": params}, plain.example_batch(), method=method, mutable=[STATS]
+        )
+        return found[1][STATS]
 
-    stats = traverse_util.flatten_dict(jax.eval_shape(forward, jax.random.key(0)))
+    stats = traverse_util.flatten_dict(jax.eval_shape(forward, nn.unbox(boxed_shapes(plain))))
     return sorted("/".join(path[:-1]) for path in stats if path[-1] == "inf_norm")
 
 

@@ -32,7 +32,7 @@ def init_state(
     The ranges of a model with a quant spec are there, those of activations still unknown; with
     `learned_ranges` they are grids among the parameters.
     """
-    init = _initial(model, optimizer, example, learned_ranges)
+    init = jax.jit(_initial(model, optimizer, example, learned_ranges))  # traced once for both
     shardings = tree_shardings(jax.eval_shape(init, jax.random.key(seed)), mesh)
     unboxed = jax.jit(lambda key: nn.unbox(init(key)), out_shardings=shardings)
     return unboxed(jax.random.key(seed))

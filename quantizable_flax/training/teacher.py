@@ -15,6 +15,7 @@ from quantizable_flax.checkpoint import store
 from quantizable_flax.data.task import Task
 from quantizable_flax.errors import UserError
 from quantizable_flax.models.build import build_model
+from quantizable_flax.models.shapes import boxed_shapes
 from quantizable_flax.ptq.trained import learns_ranges
 from quantizable_flax.runtime.mesh import replicated, tree_shardings
 from quantizable_flax.training.finished import read_finished, read_finished_config
@@ -132,11 +133,7 @@ def check_apart(config: ConfigDict, workdir: epath.Path) -> None:
 
 def _layout(known: ConfigDict, model: nn.Module, mesh: Mesh) -> tuple[Any, Any]:
     """Shapes and shardings of a model's parameters."""
-    family: Any = model
-    boxed = jax.eval_shape(
-        lambda key: model.init(key, family.example_batch(), method="loss")["params"],
-        jax.random.key(0),
-    )
+    boxed = boxed_shapes(model)
     return nn.unbox(boxed), tree_shardings(boxed, mesh)
 
 

@@ -27,8 +27,11 @@ any_length = pytest.mark.skipif(
 @pytest.mark.parametrize(
     "case",
     [
-        NARROW._replace(
-            queries=128, keys=128, scheme=SINGLE, mask="segments", first=(3, 1, 4), batch=1
+        pytest.param(
+            NARROW._replace(
+                queries=128, keys=128, scheme=SINGLE, mask="segments", first=(3, 1, 4), batch=1
+            ),
+            marks=pytest.mark.slow,
         ),
         NARROW._replace(queries=128, keys=256, scheme=CLIPPED, mask="padding", sink=True, heads=1),
         *(

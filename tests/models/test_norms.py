@@ -20,7 +20,9 @@ RMS = ("rms_norm", "rms_norm_single")
 MODELS = [("bert", {}), ("opt", {}), ("opt", {"pre_layer_norm": False}), ("vit", {})]
 
 
-@pytest.mark.parametrize("norm", RMS)
+@pytest.mark.parametrize(
+    "norm", [pytest.param("rms_norm", marks=pytest.mark.slow), "rms_norm_single"]
+)
 @pytest.mark.parametrize(("family", "model"), MODELS)
 def test_it_has_no_biases_and_the_sites_of_before(family, model, norm):
     built, params = small_model(family, norm=norm, **model)

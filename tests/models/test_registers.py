@@ -45,7 +45,7 @@ def as_words(family: str, params, words: int):
     return {**params, "embeddings": tables}
 
 
-@pytest.mark.parametrize("family", OFFSETS)
+@pytest.mark.parametrize("family", ["bert", "opt", pytest.param("roberta", marks=pytest.mark.slow)])
 def test_registers_are_words_without_a_position(family):
     """Values and gradients of the hidden states, with padding."""
     head = {} if family == "opt" else {"head": "none"}

@@ -88,13 +88,20 @@ def test_logits_are_those_of_the_simulation(family, attention, setting):
 @pytest.mark.parametrize(
     ("family", "spec", "options"),
     [
-        ("bert", QuantSpec(activation_symmetric=True, head=True), {"head": "none"}),
+        pytest.param(
+            *("bert", QuantSpec(activation_symmetric=True, head=True), {"head": "none"}),
+            marks=pytest.mark.slow,
+        ),
         ("bert", QuantSpec(head=True), {"attention": BY_ROW, "num_registers": 2}),
         ("opt", QuantSpec(), {"attention": {"gate": "elementwise", "qk_norm": True}}),
         ("vit", QuantSpec(), {"attention": BY_ROW}),
-        ("bert", QuantSpec(weight_bits=4, activation_bits=6), {}),
+        pytest.param(
+            "bert", QuantSpec(weight_bits=4, activation_bits=6), {}, marks=pytest.mark.slow
+        ),
         ("bert", QuantSpec(float_sites=".*/(probs|query/output)", head=True), {"head": "pooler"}),
-        ("opt", QuantSpec(weight_per_channel=True), {"embed_size": 16}),
+        pytest.param(
+            "opt", QuantSpec(weight_per_channel=True), {"embed_size": 16}, marks=pytest.mark.slow
+        ),
         ("opt", QuantSpec(gated_context=False, activation_bits=None), {"pre_layer_norm": False}),
         ("vit", QuantSpec(weight_bits=None), {"num_registers": 1, "distillation": "head"}),
     ],

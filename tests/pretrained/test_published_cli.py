@@ -118,7 +118,7 @@ def test_a_model_without_a_tokenizer_takes_the_one_that_is_named(tmp_path):
     ("name", "metric"),
     [
         pytest.param("ViTForImageClassification", "top1", marks=pytest.mark.slow),
-        ("ViTModel", "fidelity"),
+        pytest.param("ViTModel", "fidelity", marks=pytest.mark.slow),
         ("DeiTForImageClassificationWithTeacher", "top1"),
     ],
 )

@@ -78,7 +78,10 @@ def bert(tmp_path_factory):
     return "bert", workdir, folder / "int8"
 
 
-@pytest.fixture(scope="module", params=["bert", "opt", pytest.param("vit", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=["bert", *(pytest.param(x, marks=pytest.mark.slow) for x in ("opt", "vit"))],
+)
 def exported(request, tmp_path_factory):
     """The same for each family, OPT and ViT in this process."""
     if request.param == "bert":

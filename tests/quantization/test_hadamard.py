@@ -194,7 +194,7 @@ def test_keys_that_are_rotated_are_cached_as_numbers():
     np.testing.assert_allclose(found, whole, atol=1e-4 * np.abs(whole).max())
 
 
-@pytest.mark.parametrize("name", ["bert", "opt"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("opt", marks=pytest.mark.slow)])
 def test_w8a8_recovers_from_planted_outliers(name):
     model, params, batch = built(name)
     exact = logits(model, params, batch)

@@ -57,15 +57,15 @@ def test_micro_batches_add_up_to_the_batch(models, name, tmp_path):
 
 def test_two_devices_tune_as_one(models, tmp_path):
     curves = []
-    for mesh in ({"mesh__data": 1}, {"mesh__data": 2}, {"mesh__data": 1, "mesh__fsdp": 2}):
-        devices = jax.devices()[: 1 if mesh == {"mesh__data": 1} else 2]
+    for count in (1, 2):
+        mesh, devices = {"mesh__data": 1, "mesh__fsdp": count}, jax.devices()[:count]
         case = Case(recipe(*models("BertModel"), tmp_path, **ALL, **mesh), devices)
         curves.append([case.step(seed)["loss"] for seed in range(3)])
     # Sums in another order, which Adam's division amplifies in the steps behind the first.
     np.testing.assert_allclose(curves[1], curves[0], rtol=2e-3)
-    np.testing.assert_allclose(curves[2], curves[0], rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_student_in_bfloat16_that_keeps_nothing_for_its_gradient(models, tmp_path):
     # Of the other parts the gradient is 0 at first, and in bfloat16 what rounding makes of it.
     weights = {f"distill__{part}": 0.0 for part in WEIGHTS} | {"penalty__weight": 1.0}

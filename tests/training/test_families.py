@@ -73,9 +73,7 @@ def test_interrupted_run_is_bitwise_the_whole_one(finished, tmp_path):
     assert_bitwise_equal(saved(tmp_path, 80), saved(whole, 80))
 
 
-@pytest.mark.parametrize(
-    "finished", [pytest.param("opt", marks=pytest.mark.slow), "vit"], indirect=True
-)
+@pytest.mark.slow
 def test_killed_run_is_bitwise_the_whole_one(finished, tmp_path):
     family, folder, whole = finished
     changes = {**DROPOUT, "optimizer__decay_steps": 80}

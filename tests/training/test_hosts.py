@@ -122,7 +122,9 @@ def interrupted(workdir, copy) -> None:
     (copy / "metrics.jsonl").unlink()
 
 
-@pytest.mark.parametrize("count", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_two_hosts_are_continued_by_any_number(alone, two, tmp_path, count):
     folder, run = alone
     interrupted(two, tmp_path / "run")

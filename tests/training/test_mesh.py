@@ -36,7 +36,14 @@ def on_eight_devices(*arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("family", ["bert", "opt", pytest.param("vit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param("bert", marks=pytest.mark.slow),
+        "opt",  # on every mesh
+        pytest.param("vit", marks=pytest.mark.slow),
+    ],
+)
 def test_any_mesh_trains_as_one_device(tmp_path, family):
     curves = on_eight_devices("curves", str(tmp_path), family)
     assert curves["one"][-1] < curves["one"][0]

@@ -165,7 +165,11 @@ def _is_split(x) -> bool:
 
 
 @pytest.mark.parametrize(
-    "mesh", [{"mesh__fsdp": 2}, {"mesh__tensor": 2}], ids=lambda mesh: next(iter(mesh))
+    "mesh",
+    [
+        pytest.param({"mesh__fsdp": 2}, id="fsdp"),
+        pytest.param({"mesh__tensor": 2}, id="tensor", marks=pytest.mark.slow),
+    ],
 )
 def test_two_devices_and_micro_batches_train_as_one(tmp_path, mesh):
     changes = {**NO_DROPOUT, **MUON, "optimizer__warmup_steps": 0}

@@ -1,10 +1,6 @@
 """The step of quantization-aware training: micro-batches and meshes."""
 
 import functools
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,7 +14,6 @@ from quantizable_flax.training import qat
 from quantizable_flax.training.optimizer import make_optimizer
 from quantizable_flax.training.step import init_state, make_train_step
 from tests.tiny import tiny_config
-from tests.training.hosts import with_devices
 from tests.training.test_qat import MODES
 from tests.training.test_step import NO_DROPOUT, random_batch
 
@@ -59,7 +54,7 @@ def test_the_step_asks_no_weight_whether_its_range_is_known(tmp_path):
 
 
 def curves_of_devices(tmp_path, mode: str) -> list[list[float]]:
-    """Runs in a process with 2 virtual devices: losses and a range, on one and on both."""
+    """Losses and a range, on one device and on both."""
     curves = []
     both = {"data": 2} if mode == "running" else {"data": 1, "fsdp": 2}
     for sizes in ({}, both):
@@ -79,18 +74,6 @@ def curves_of_devices(tmp_path, mode: str) -> list[list[float]]:
 
 @pytest.mark.parametrize("mode", ["running", pytest.param("learned", marks=pytest.mark.slow)])
 def test_two_devices_train_as_one(tmp_path, mode):
-    code = (
-        "import json, pathlib, sys; from tests.training.test_qat_step import curves_of_devices;"
-        "print(json.dumps(curves_of_devices(pathlib.Path(sys.argv[1]), sys.argv[2])))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), mode],
-        cwd=Path(__file__).parents[2],
-        env=with_devices(2),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    one, two = json.loads(done.stdout.splitlines()[-1])
+    one, two = curves_of_devices(tmp_path, mode)
     # A sum in another order may put a value on the other side of a rounding boundary.
     np.testing.assert_allclose(two, one, rtol=2e-3)

@@ -2,11 +2,14 @@
 
 import re
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from quantizable_flax.models.build import build_model
+from quantizable_flax.models.opt import OptForCausalLM
+from quantizable_flax.models.shapes import boxed_shapes
 from quantizable_flax.runtime.mesh import make_mesh, put_batch
 from quantizable_flax.training.optimizer import make_optimizer
 from quantizable_flax.training.step import init_state, make_train_step
@@ -64,6 +67,19 @@ def test_state_is_donated(tmp_path):
     compiled = make_train_step(model, optimizer, config, mesh, state).lower(state, batch).compile()
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
     assert compiled.memory_analysis().alias_size_in_bytes >= state_bytes
+
+
+def test_a_model_is_traced_once_for_its_state_and_once_for_all_who_ask(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path, "opt", model__hidden_size=24)  # no other test has asked for it
+    mesh, calls, loss = make_mesh(config.mesh), [], OptForCausalLM.loss
+    monkeypatch.setattr(OptForCausalLM, "loss", lambda *a, **k: calls.append(1) or loss(*a, **k))
+    model = build_model(config)
+    state = init_state(model, make_optimizer(config, 80), model.example_batch(), 0, mesh)
+    assert len(calls) == 1
+    found = [boxed_shapes(build_model(config)) for _ in range(3)]
+    assert len(calls) == 2
+    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (nn.unbox(found[2]), state.params)]
+    assert shapes[0] == shapes[1]
 
 
 def lowered_step(config) -> str:
