@@ -9,6 +9,7 @@ import numpy as np
 
 from quantizable_flax import QuantSpec
 from quantizable_flax.models.build import quant_spec, with_quant
+from quantizable_flax.models.metric import TOP1
 from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.ptq.int8 import to_int8
 from tests.compiled import ORDINARY
@@ -41,7 +42,8 @@ class Case(NamedTuple):
 def _run(model, variables, inputs, options):
     # Options are few and plain: models that are equal share their program.
     spec = quant_spec(model)
-    program = _rotating if spec is not None and spec.hadamard else _program
+    rotates = spec is not None and spec.hadamard
+    program = _with_floats if rotates or model.metric is TOP1 else _program
     return jax.device_get(program(model, variables, inputs, tuple(options.items())))
 
 
@@ -51,8 +53,9 @@ def _apply(model, variables, inputs, options):
 
 # Variables are arguments of the program, or XLA would fold the weights into constants.
 _program = jax.jit(_apply, static_argnums=(0, 3))
-# Rotations are sums of floats before the rounding: their last bits must be those of everybody.
-_rotating = jax.jit(_apply, static_argnums=(0, 3), compiler_options=ORDINARY)
+# Rotations and the product with pixels are sums of floats before the rounding: their last bits must
+# be those of everybody.
+_with_floats = jax.jit(_apply, static_argnums=(0, 3), compiler_options=ORDINARY)
 
 
 def make_case(

@@ -51,7 +51,9 @@ def specs(draw, family: str) -> QuantSpec:
 
 # Each example compiles four programs: `make soak` draws more, none makes a failure smaller.
 @pytest.mark.parametrize("examples", [1, pytest.param(12, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize(
+    "family", ["opt", *(pytest.param(x, marks=pytest.mark.slow) for x in ("bert", "vit"))]
+)
 def test_integers_give_the_logits_of_the_simulation(family, examples):
     @hypothesis.settings(max_examples=examples, phases=(hypothesis.Phase.generate,))
     @hypothesis.given(data=st.data())
@@ -138,7 +140,9 @@ def test_tensors_of_one_kind_give_finite_logits(family, name, change):
         assert np.abs(found - floats).max() < 0.1 * np.abs(floats).max()
 
 
-@pytest.mark.parametrize("family", ["bert", "opt", "vit"])
+@pytest.mark.parametrize(
+    "family", ["opt", *(pytest.param(x, marks=pytest.mark.slow) for x in ("bert", "vit"))]
+)
 def test_grids_of_two_bits(family):
     case = make_case(family, QuantSpec(2, 2, head=True))
     found = check_agreement(case, *inputs_of(family))

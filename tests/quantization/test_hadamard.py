@@ -28,7 +28,12 @@ from tests.ptq.test_smoothquant import built, error, logits, planted
 from tests.small import small_batch, small_config, small_model
 
 ROTATED = QuantSpec(hadamard=HADAMARD)
-MODELS = [("bert", {}), ("opt", {}), ("opt", {"pre_layer_norm": False}), ("vit", {})]
+MODELS = [
+    ("bert", {}),
+    pytest.param("opt", {}, marks=pytest.mark.slow),
+    ("opt", {"pre_layer_norm": False}),
+    ("vit", {}),
+]
 
 
 def matrix(size: int) -> np.ndarray:

@@ -63,7 +63,7 @@ def test_float32_is_exact_on_every_backend_and_bfloat16_keeps_the_default(family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("bits", [8, pytest.param(16, marks=pytest.mark.slow)])
 def test_calibration_and_quantized_training_are_exact(family, bits):
     model, params, batch = case(family)
     model = with_quant(model, QuantSpec(bits, bits, head=True))

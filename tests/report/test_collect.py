@@ -33,7 +33,14 @@ class Look(NamedTuple):
 
 
 @pytest.fixture(
-    scope="module", params=[("bert", 0), ("bert", 2), ("opt", 0), ("opt", 2), ("vit", 0)], ids=str
+    scope="module",
+    params=[
+        ("bert", 2),
+        ("opt", 0),
+        ("vit", 0),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (("bert", 0), ("opt", 2))),
+    ],
+    ids=str,
 )
 def look(request) -> Look:
     family, registers = request.param

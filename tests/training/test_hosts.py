@@ -161,6 +161,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_saved_step(alone, tmp_pat
     assert counts == {newest}
 
 
+@pytest.mark.slow
 def test_a_step_that_one_host_cannot_read_is_damaged_for_all(alone, two, tmp_path):
     folder, run = alone
     shutil.copytree(two, tmp_path / "run")

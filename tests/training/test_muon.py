@@ -181,6 +181,7 @@ def test_two_devices_and_micro_batches_train_as_one(tmp_path, mesh):
     np.testing.assert_allclose(two, one, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bitwise(tmp_path):
     changes = {
         **MUON,

@@ -206,6 +206,7 @@ def test_a_run_from_before_an_image_could_be_repeated_goes_on_without(tmp_path):
         resume.check_same(saved, asked.to_dict(), tmp_path)
 
 
+@pytest.mark.slow
 def test_clipping_may_be_switched_off_in_a_continued_run(finished, tmp_path):
     folder, _ = finished
     train(tiny_config(folder, train__steps=40), str(tmp_path / "run"))
