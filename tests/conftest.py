@@ -25,9 +25,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # another order and fewer operations are fused: see tests/compiled.py for what depends on that.
     # `XLA_FLAGS=... make test` wins, and `make soak`, what is measured, the demo and README's
     # commands do without. Runs that tests train are split over two devices.
-    flags = ["--xla_backend_optimization_level=0", "--xla_force_host_platform_device_count=2"]
-    # By one thread, for the other core has a test of its own.
-    flags.append("--xla_cpu_parallel_codegen_split_count=1")
+    flags = [
+        "--xla_backend_optimization_level=0",
+        "--xla_force_host_platform_device_count=2",
+        "--xla_cpu_parallel_codegen_split_count=1",  # the other core has a test of its own
+    ]
     if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have no such flag
         flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ.setdefault("XLA_FLAGS", " ".join(flags))

@@ -9,7 +9,6 @@ import numpy as np
 
 from quantizable_flax import QuantSpec
 from quantizable_flax.models.build import quant_spec, with_quant
-from quantizable_flax.models.metric import TOP1
 from quantizable_flax.ptq.calibrate import calibrate
 from quantizable_flax.ptq.int8 import to_int8
 from tests.compiled import ORDINARY
@@ -43,7 +42,8 @@ def _run(model, variables, inputs, options):
     # Options are few and plain: models that are equal share their program.
     spec = quant_spec(model)
     rotates = spec is not None and spec.hadamard
-    program = _with_floats if rotates or model.metric is TOP1 else _program
+    pixels = any(x.dtype == jnp.uint8 for x in jax.tree.leaves(inputs))
+    program = _with_floats if rotates or pixels else _program
     return jax.device_get(program(model, variables, inputs, tuple(options.items())))
 
 

@@ -55,11 +55,17 @@ def test_micro_batches_add_up_to_the_batch(models, name, tmp_path):
     assert steps[4][0] == pytest.approx(steps[1][0], rel=1e-4, abs=1e-7)
 
 
-def test_two_devices_tune_as_one(models, tmp_path):
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param({"mesh__data": 2}, id="data", marks=pytest.mark.slow),
+        pytest.param({"mesh__data": 1, "mesh__fsdp": 2}, id="fsdp"),
+    ],
+)
+def test_two_devices_tune_as_one(models, tmp_path, mesh):
     curves = []
-    for count in (1, 2):
-        mesh, devices = {"mesh__data": 1, "mesh__fsdp": count}, jax.devices()[:count]
-        case = Case(recipe(*models("BertModel"), tmp_path, **ALL, **mesh), devices)
+    for sizes, devices in (({"mesh__data": 1}, jax.devices()[:1]), (mesh, jax.devices()[:2])):
+        case = Case(recipe(*models("BertModel"), tmp_path, **ALL, **sizes), devices)
         curves.append([case.step(seed)["loss"] for seed in range(3)])
     # Sums in another order, which Adam's division amplifies in the steps behind the first.
     np.testing.assert_allclose(curves[1], curves[0], rtol=2e-3)
